@@ -1,0 +1,92 @@
+"""E2 with priced recomputation: exploit and explore as consequences of one cost.
+
+The worker with the least cost takes the request, all that can hold it being asked:
+
+    cost(w) = wait(w) + (1 + (base + backlog * mean_wait) / (1 + sharing * k)) * p(w) + decode * D(w) * p(w)
+
+wait: prefill seconds queued or running on w, as of now; p: prefill seconds of the request's uncached tokens there,
+prefixes in flight counting as cached; mean_wait: the mean of wait; D: sequences that decode on w; k: requests in flight
+on the best holder that share at least half of what matched there. The weights are settings (`CoreSettings.e2_*`).
+
+A second of recomputation delays everyone who comes later, not only this request, so it is priced at about three; more
+when all workers are behind (stick to the caches), less for a prefix that many ask for at once (copy it). A prefill also
+slows the sequences that decode beside it. docs/decisions/0006 says what of Preble's E2 (section 3.2) this replaces.
+
+In the reasons a placement is called exploit if the chosen worker holds more of the prompt than it misses (the paper's
+test, on the worker that was chosen), explore otherwise. Where the best holder of more than half of the prompt was left
+for a worker that holds less, the reason names the term that did it: replicated (without its sharers the prefix would
+have stayed), else rebalanced (its queue is longer), else steered (more sequences decode there).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from prebled.core.decisions import Mode
+from prebled.core.sight import TIE_S, Choice, Seconds, Sight, least
+from prebled.settings import CoreSettings
+
+
+class E2:
+    """See the module."""
+
+    name = "e2"
+
+    def __init__(self, settings: CoreSettings) -> None:
+        self._base = settings.e2_base_price
+        self._backlog = settings.e2_backlog_price
+        self._sharing = settings.e2_sharing
+        self._decode = settings.e2_decode
+
+    def choose(self, sight: Sight) -> Choice:
+        """See `Policy`."""
+        wait_s, prefill_s, cached_tokens = sight.wait_s(), sight.prefill_s(), sight.cached_tokens
+        last_booked = sight.last_booked
+        most = int(cached_tokens[cached_tokens.argmax()])
+        best, sharers = -1, 0
+        if most:
+            best = least(wait_s, last_booked, (cached_tokens == most).nonzero()[0])
+            sharers = sight.sharing.count(int(sight.slots[best]), sight.hashes, most // sight.block_tokens)
+        dearness = self._base + self._backlog * float(np.add.reduce(wait_s)) / len(wait_s)
+        price = 1 + dearness / (1 + self._sharing * sharers)
+        plain_s = wait_s + price * prefill_s
+        slowed_s = prefill_s * (self._decode * sight.decoding)
+        total_s = plain_s + slowed_s
+        chosen = least(total_s, last_booked)
+        chosen_tokens = int(cached_tokens[chosen])
+        mode: Mode = "exploit" if 2 * chosen_tokens > sight.prompt_tokens else "explore"
+        adjusted: tuple[str, ...] = ()
+        if 2 * most > sight.prompt_tokens and chosen_tokens < most:
+            cold_s = dearness - (price - 1)  # by how much the sharers made a second cheaper
+            kept = total_s[best] + cold_s * prefill_s[best] <= total_s[chosen] + cold_s * prefill_s[chosen]
+            adjusted = (_left(sight, best, chosen, sharers if kept else 0, wait_s, slowed_s),)
+        elif plain_s[other := int(plain_s.argmin())] < plain_s[chosen] - TIE_S:
+            adjusted = (_steered(sight, other, chosen, float(plain_s[chosen] - plain_s[other])),)
+        return Choice(chosen, mode, wait_s, prefill_s, total_s, adjusted=adjusted)
+
+
+def _left(sight: Sight, best: int, chosen: int, sharers: int, wait_s: Seconds, slowed_s: Seconds) -> str:
+    """Why the best holder was left. `sharers`: as many as made the difference."""
+    ids, decoding = sight.ids, sight.decoding
+    more = int(sight.cached_tokens[best] - sight.cached_tokens[chosen])
+    if sharers:
+        return (
+            f"replicated: {sharers} requests in flight on {ids[best]} share the prefix (k={sharers}); "
+            f"{ids[chosen]} computes {more} tokens of it anew"
+        )
+    longer_s = float(wait_s[best] - wait_s[chosen])
+    if longer_s >= float(slowed_s[best] - slowed_s[chosen]):
+        return f"rebalanced: {ids[best]} holds {more} more tokens, but its queue is {longer_s:.3g} s longer"
+    return (
+        f"steered: {ids[best]} holds {more} more tokens, but {int(decoding[best])} sequences decode there, "
+        f"{int(decoding[chosen])} on {ids[chosen]}"
+    )
+
+
+def _steered(sight: Sight, other: int, chosen: int, less_s: float) -> str:
+    """Where the sequences that decode decided between workers: who would have been chosen without them."""
+    decoding = sight.decoding
+    return (
+        f"steered: {sight.ids[other]} would cost {less_s:.3g} s less, but {int(decoding[other])} sequences decode "
+        f"there, {int(decoding[chosen])} on {sight.ids[chosen]}"
+    )

@@ -1,0 +1,105 @@
+"""The costs of `e2` by hand, and the words of its reasons. 1 ms a token; the weights of `CoreSettings`."""
+
+from __future__ import annotations
+
+import pytest
+from sights import path, sight
+
+from prebled.core.e2 import E2
+from prebled.core.sharing import Sharing, landmark
+from prebled.settings import CoreSettings
+
+POLICY = E2(CoreSettings())
+
+
+@pytest.mark.parametrize(
+    ("cached", "wait_s", "total_s", "mode", "chosen"),
+    [
+        # price 1 + 2 + mean wait
+        ([0, 0, 0], [0.3, 0.0, 0.0], [3.4, 3.1, 3.1], "explore", 1),
+        ([0, 400], [0.0, 0.8], [3.4, 0.8 + 0.6 * 3.4], "explore", 1),  # 400 tokens are worth 1.36 s
+        ([0, 400], [0.0, 1.8], [3.9, 1.8 + 0.6 * 3.9], "explore", 0),  # ... 1.56 s, and the queue is longer
+        ([0, 600], [0.0, 0.0], [3.0, 1.2], "exploit", 1),
+        ([640, 640, 576], [0.5, 0.4, 0.3], [0.5 + 0.36 * 3.4, 0.4 + 0.36 * 3.4, 0.3 + 0.424 * 3.4], "exploit", 1),
+        ([999, 0, 0], [0.0, 0.0, 0.0], [0.003, 3.0, 3.0], "exploit", 0),
+        ([500, 0], [0.0, 0.0], [1.5, 3.0], "explore", 0),  # followed, but no more is cached than missed
+    ],
+)
+def test_costs(cached: list[int], wait_s: list[float], total_s: list[float], mode: str, chosen: int) -> None:
+    choice = POLICY.choose(sight(cached, wait_s=wait_s))
+    assert choice.total_s.tolist() == pytest.approx(total_s)
+    assert (choice.mode, choice.chosen, choice.adjusted) == (mode, chosen, ())
+    assert choice.load_s.tolist() == wait_s
+    assert choice.prefill_s.tolist() == pytest.approx([(1000 - held) * 1e-3 for held in cached])
+
+
+def test_a_longer_queue_rebalances() -> None:
+    choice = POLICY.choose(sight([640, 0], wait_s=[4.0, 0.0]))  # price 5: 640 tokens are worth 3.2 s
+    assert (choice.mode, choice.chosen) == ("explore", 1)
+    assert choice.adjusted == ("rebalanced: w0 holds 640 more tokens, but its queue is 4 s longer",)
+
+
+def test_a_lesser_holder_still_exploits_when_rebalanced() -> None:
+    choice = POLICY.choose(sight([960, 896], wait_s=[2.0, 0.0]))
+    assert (choice.mode, choice.chosen) == ("exploit", 1)
+    assert choice.adjusted == ("rebalanced: w0 holds 64 more tokens, but its queue is 2 s longer",)
+
+
+def test_sharers_make_a_copy_cheaper() -> None:
+    sharing, hashes = Sharing(), path(1, 15)
+    seen = sight([960, 0], wait_s=[2.0, 0.0], hashes=hashes, sharing=sharing)
+    assert POLICY.choose(seen).chosen == 0  # 960 tokens are worth 0.96 * 4 s
+    for _ in range(10):
+        sharing.book(0, hashes)
+    choice = POLICY.choose(seen)  # ... 0.96 * (1 + 3 / 4) s
+    assert choice.total_s.tolist() == pytest.approx([2.0 + 0.04 * 1.75, 1.75])
+    assert choice.chosen == 1
+    assert choice.adjusted == (
+        "replicated: 10 requests in flight on w0 share the prefix (k=10); w1 computes 960 tokens of it anew",
+    )
+
+
+def test_sequences_that_decode_make_prefill_dearer() -> None:
+    choice = POLICY.choose(sight([0, 0], decoding=[30, 10], wait_s=[0.0, 0.5]))
+    # price 3.25, and 0.05 for each sequence
+    assert choice.total_s.tolist() == pytest.approx([3.25 + 1.5, 0.5 + 3.25 + 0.5])
+    assert choice.chosen == 1
+    assert choice.adjusted == ("steered: w0 would cost 0.5 s less, but 30 sequences decode there, 10 on w1",)
+    held = POLICY.choose(sight([600, 500], decoding=[60, 0]))
+    assert held.chosen == 1
+    assert held.adjusted == ("steered: w0 holds 100 more tokens, but 60 sequences decode there, 0 on w1",)
+
+
+def test_the_prefill_in_progress_shrinks_with_time() -> None:
+    rows = {"wait_s": [1.0, 1.8], "until": [12.0, 0.0]}
+    assert POLICY.choose(sight([0, 0], now=10.0, **rows)).load_s.tolist() == [2.0, 1.8]
+    assert POLICY.choose(sight([0, 0], now=10.5, **rows)).load_s.tolist() == [1.5, 1.8]
+    assert POLICY.choose(sight([0, 0], now=99.0, **rows)).load_s.tolist() == [1.0, 1.8]  # what is behind it stays
+
+
+def test_every_weight_is_a_setting() -> None:
+    policy = E2(CoreSettings(e2_base_price=1.0, e2_backlog_price=2.0, e2_sharing=1.0, e2_decode=0.5))
+    sharing, hashes = Sharing(), path(1, 15)
+    sharing.book(0, hashes)
+    seen = sight([500, 0], wait_s=[3.0, 1.0], decoding=[2, 0], hashes=hashes, sharing=sharing)
+    assert policy.choose(seen).total_s.tolist() == pytest.approx([3.0 + 0.5 * 3.5 + 0.5, 1.0 + 3.5])
+
+
+def test_landmarks_stand_for_at_least_half() -> None:
+    whole = path(3, 300)
+    for blocks in range(1, 300):
+        mark = landmark(whole[: 8 * blocks], blocks)
+        depth = next(i for i in range(300) if whole[8 * i : 8 * i + 8] == mark) + 1
+        assert blocks / 2 <= depth <= blocks
+
+
+def test_sharing_counts_those_in_flight_with_half_of_the_prefix() -> None:
+    sharing, whole = Sharing(), path(4, 64)
+    held = sharing.book(0, whole)
+    sharing.book(0, whole[: 8 * 10])  # 10 blocks: half of 16, not of 64
+    sharing.book(1, whole)
+    assert [sharing.count(0, whole, blocks) for blocks in (0, 1, 16, 64)] == [0, 2, 2, 1]
+    assert sharing.count(0, path(5, 64), 64) == 0
+    sharing.release(0, held)
+    assert [sharing.count(0, whole, blocks) for blocks in (1, 64)] == [1, 0]
+    assert sharing.count(7, whole, 64) == 0
