@@ -17,8 +17,12 @@ MODEL ?=
 WORKERS ?= $(if $(and $(MODEL),$(GPU)),0,2)
 TINY := var/tiny
 
+TRACES ?=
+RESULTS ?= docs/results
+LAB = $(addprefix --traces ,$(TRACES)) --out $(RESULTS)
+
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check fix clean
+.PHONY: help install serve test check bench bench-full fix clean
 
 help: ## show this
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -39,6 +43,12 @@ check: install ## formatting, lint, types, import layers
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layers.py
+
+bench: install ## compare the policies on TRACES=folder, or generated workloads; writes RESULTS=docs/results
+	$(BIN)/prebled bench lab $(LAB)
+
+bench-full: install ## the same on whole traces and three seeds: hours
+	$(BIN)/prebled bench lab $(LAB) --full --seeds 0 1 2
 
 fix: install ## format, and correct what lint can correct
 	$(BIN)/ruff format .

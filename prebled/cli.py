@@ -27,6 +27,7 @@ VERBS = {
     "explain": "say why a request was placed where it was",
     "model": "write a tiny model for trying things without a download",
     "config": "show or check the settings",
+    "replay": "replay a trace through the schedulers in virtual time",
     "bench": "measure a running daemon, or the scheduler alone",
 }
 

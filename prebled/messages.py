@@ -15,7 +15,7 @@ import msgspec
 from prebled.core.decisions import Explanation
 from prebled.core.types import Epoch, RunId, WorkerId
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 FinishReason: TypeAlias = Literal["stop", "length", "abort"]
 """`stop`: an end-of-sequence or stop token, or (set by the daemon) a stop string. `abort`: asked for by the daemon."""
@@ -73,14 +73,57 @@ class Chunk(Message, frozen=True):
     cached_tokens: int = -1
 
 
+class KvStored(Message, frozen=True):
+    """Blocks that are in the cache now: a run of `hashes` (8 bytes each, as in `core.blocks.hash_path`), each block
+    following the one before it. `parent`: the hash of the block before the run; empty where a prompt begins."""
+
+    parent: bytes
+    hashes: bytes
+
+
+class KvRemoved(Message, frozen=True):
+    """Blocks that are no longer in the cache, each with all that followed it: the first block of each run that went
+    (8 bytes each)."""
+
+    hashes: bytes
+
+
+class KvCleared(Message, frozen=True):
+    """The cache is empty now."""
+
+
+KvChange: TypeAlias = KvStored | KvRemoved | KvCleared
+
+
+class StepSample(Message, frozen=True):
+    """What one step of the engine computed, and the seconds it took.
+
+    `new_tokens`: prompt tokens computed, of all prompts in the step; `prompt_context_tokens`: the contexts that these
+    prompts reached, summed; `attention`: new tokens times reached context, summed over prompts. `sequences`: runs that
+    made a token by decoding; `context_tokens`: their contexts, summed. `step_s`: the whole step, from the end of the
+    step before it (or from when there was something to do); `model_s`: the part of it spent in the model; `order_s`:
+    the part spent on ordering the queue."""
+
+    new_tokens: int
+    prompt_context_tokens: int
+    attention: int
+    sequences: int
+    context_tokens: int
+    step_s: float
+    model_s: float
+    order_s: float = 0.0
+
+
 # --- daemon -> worker (ROUTER -> DEALER, ordered while connected) -------------------------------------------------
 
 
 class Welcome(Message, frozen=True):
     """Answer to Hello. `daemon_epoch` is 8 bytes, new for each life of the daemon; the worker publishes its frames
-    under this topic, and only after it has seen the daemon's subscription to it."""
+    under this topic, and only after it has seen the daemon's subscription to it. `model`: the name that block hashes
+    start from (`core.blocks.namespace_seed`)."""
 
     daemon_epoch: bytes
+    model: str = ""
 
 
 class Refused(Message, frozen=True):
@@ -125,6 +168,10 @@ class Replay(Message, frozen=True):
     last_seq: int
 
 
+class GetSnapshot(Message, frozen=True):
+    """Say what the cache holds: answered by `KvSnapshot`."""
+
+
 class Drain(Message, frozen=True):
     """Take no new runs; finish those at hand."""
 
@@ -133,7 +180,7 @@ class Stop(Message, frozen=True):
     """Abort everything, stop the engine and exit."""
 
 
-ToWorker: TypeAlias = Welcome | Refused | Introduce | Pulse | Batch | Abort | Replay | Drain | Stop
+ToWorker: TypeAlias = Welcome | Refused | Introduce | Pulse | Batch | Abort | Replay | GetSnapshot | Drain | Stop
 
 
 # --- worker -> daemon (DEALER -> ROUTER, ordered while connected) -------------------------------------------------
@@ -160,7 +207,8 @@ class Ready(Message, frozen=True):
 
 
 class Beat(Message, frozen=True):
-    """Once a beat. `last_seq`: the newest frame published (0: none). `detail`: what is being loaded, for people."""
+    """Once a beat. `last_seq`: the newest frame published (0: none). `detail`: what is being loaded, for people.
+    `steps`: steps since the last beat, in order; the newest of them if they are many, and `steps_left_out` more."""
 
     epoch: Epoch
     phase: WorkerPhase
@@ -169,6 +217,8 @@ class Beat(Message, frozen=True):
     running: int = 0
     kv_used_tokens: int = 0
     detail: str = ""
+    steps: tuple[StepSample, ...] = ()
+    steps_left_out: int = 0
 
 
 class Done(Message, frozen=True):
@@ -195,12 +245,23 @@ class Failed(Message, frozen=True):
 
 
 class Replayed(Message, frozen=True):
-    """Answer to Replay: encoded Tokens frames in order, starting at `first_seq`. Frames asked for but older than the
+    """Answer to Replay: encoded frames in order, starting at `first_seq`. Frames asked for but older than the
     ring are not there: `first_seq` is then above what was asked."""
 
     epoch: Epoch
     first_seq: int
     frames: tuple[bytes, ...]
+
+
+class KvSnapshot(Message, frozen=True):
+    """All that the cache held when the frame `last_seq` had been published, parents before children. Sent before Ready
+    and when asked for. A large one comes in parts, numbered from 0."""
+
+    epoch: Epoch
+    last_seq: int
+    runs: tuple[KvStored, ...]
+    part: int = 0
+    is_last: bool = True
 
 
 class Leaving(Message, frozen=True):
@@ -210,7 +271,7 @@ class Leaving(Message, frozen=True):
     reason: str
 
 
-FromWorker: TypeAlias = Hello | Ready | Beat | Done | Failed | Replayed | Leaving
+FromWorker: TypeAlias = Hello | Ready | Beat | Done | Failed | Replayed | KvSnapshot | Leaving
 
 
 # --- worker -> daemon (XPUB -> SUB; may be dropped by ZeroMQ, hence epoch and seq) --------------------------------
@@ -224,7 +285,15 @@ class Tokens(Message, frozen=True):
     chunks: tuple[Chunk, ...]
 
 
-Frame: TypeAlias = Tokens
+class KvChanged(Message, frozen=True):
+    """How the cache has changed, in order. Numbered with the token frames: what a run stored comes before its Done."""
+
+    epoch: Epoch
+    seq: int
+    changes: tuple[KvChange, ...]
+
+
+Frame: TypeAlias = Tokens | KvChanged
 
 
 # --- client <-> daemon (length-prefixed msgpack over a Unix or TCP socket) ----------------------------------------

@@ -39,13 +39,16 @@ class CoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_blocks: Count = 4_000_000  # bound of the prefix tree
     kept_decisions: Count = 10_000  # how many decisions `explain` remembers
     park_s: SecondsOrNone = 30.0  # how long a continued request may wait for any worker
-    profile: str = ""  # what work costs on every worker, a name in prebled.core.cost; empty: by the engine
+    profile: str = ""  # what work costs until a worker's steps tell, a name in prebled.core.cost; empty: by the engine
     # `e2`, the policy of prebled.core.e2; values found by simulation, docs/decisions/0006
     e2_base_price: Weight = 2.0  # what a second of recomputation costs those who come later
     e2_backlog_price: Weight = 1.0  # ... and more per second of mean wait
     e2_sharing: Weight = 0.3  # how much each request in flight that shares the prefix lowers that
     e2_decode: Weight = 0.05  # what a second of prefill costs each sequence that decodes beside it
     # `e2-paper`: Preble section 3.2
+    paper_load: Weight = 1.0  # of L, M and P in a cost: 1 each in the paper; 0 leaves one out, to see what it is worth
+    paper_eviction: Weight = 1.0
+    paper_prefill: Weight = 1.0
     paper_rebalance: Weight = 1.5  # Th_bal: the released code's HIGH_LOAD_THRESHOLD; the paper names no value
     paper_rebalance_floor_s: Weight = 9.0  # least load that is too much: a twentieth of H; ours, neither names one
     paper_decode_ratio: Weight = 0.7  # IMBALR: the released code's; the paper names no value
@@ -71,6 +74,7 @@ class FabricSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lost_after_s: Seconds = 5.0  # a worker silent for so long is lost
     ring_frames: Count = 8192  # frames a worker keeps for replay
     ring_bytes: Count = 64 * 1024 * 1024
+    kv_batch_s: SecondsOrNone = 0.05  # changes of a cache wait so long for others, unless a run begins or ends
     replay_after_s: SecondsOrNone = 0.1  # a missing frame is asked for again after so long
     batch_count: Count = 256  # most runs in one Batch
     batch_s: SecondsOrNone = 0.001  # oldest run in a Batch that is not sent yet
@@ -100,6 +104,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engine: str = "sglang"
     policy: str = "e2"
     queue_policy: str = "groups"
+    measure_s: SecondsOrNone = 1.0  # a starting worker measures what its steps cost for so long at most; 0: not at all
     workers: CountOrAuto = 0  # 0: one per visible GPU, or one where there is none
     tp: Count = 1
     block_tokens: Count = 64

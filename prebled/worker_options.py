@@ -22,7 +22,8 @@ class WorkerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `fabric_address`: `unix:PATH` or `tcp:HOST:PORT` of the daemon. `engine`: `sglang` or `sim`; `sim` reads only the
     vocabulary of `model`, a folder or hub name. `device`: `auto`, or what the engine calls its devices.
-    `sglang`: more arguments for SGLang, by name. `drain_timeout_s`: how long runs may go on after SIGTERM.
+    `measure_s`: how long a real engine may be measured when it starts. `sglang`: more arguments for SGLang, by name.
+    `drain_timeout_s`: how long runs may go on after SIGTERM.
     """
 
     worker_id: WorkerId
@@ -35,6 +36,7 @@ class WorkerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kv_tokens: int = 0
     context_tokens: int = 0
     queue_policy: str = "groups"
+    measure_s: float = 0.0
     drain_timeout_s: float = 30.0
     fabric: FabricSettings = FabricSettings()
     sim: SimSettings = SimSettings()
@@ -80,6 +82,7 @@ def worker_options(
         kv_tokens=settings.kv_tokens,
         context_tokens=settings.context_tokens,
         queue_policy=settings.queue_policy,
+        measure_s=settings.measure_s,
         drain_timeout_s=settings.drain_timeout_s,
         fabric=settings.fabric,
         sim=settings.sim,

@@ -3,8 +3,9 @@
 The workload: 200 shared prefixes of an eighth to three quarters of the prompt (1,024 to 6,144 of 8,192 tokens), chosen
 by Zipf(1.0), each prompt filled up with random tokens to one length. A decision is the whole of `RequestArrived`: hash,
 match, choose, book, and what leaves a tree that stays at its bound. A completion is `FirstToken` and `RequestFinished`
-together. Time and chance are the bench's own, so that a seed gives the same decisions each time; the garbage collector
-runs as in the daemon.
+together. A report is a worker's of `REPORTED` blocks, stored in as many new prompts as they make, or removed again.
+Time and chance are the bench's own, so that a seed gives the same decisions each time; the garbage collector runs as in
+the daemon.
 
 Memory is the growth of the process while the tree grows, so it is that of the tree with holders and hits. The decisions
 that `explain` remembers are bounded apart from it: only the newest few are kept here.
@@ -24,30 +25,38 @@ from typing import Literal, TypeAlias
 import msgspec
 import numpy as np
 
+from prebled.bench.decide_profile import Part, Profile, watched
 from prebled.collector import settle
-from prebled.core.blocks import hash_path, namespace_seed
+from prebled.core.blocks import HASH_BYTES, hash_path, namespace_seed
 from prebled.core.cost import PROFILES
 from prebled.core.decisions import Place
-from prebled.core.events import FirstToken, RequestArrived, RequestFinished, WorkerReady
+from prebled.core.events import FirstToken, KvReported, RequestArrived, RequestFinished, WorkerReady
 from prebled.core.policies import make_policy
 from prebled.core.scheduler import GlobalScheduler
 from prebled.core.types import Epoch, RequestId, WorkerId
 from prebled.errors import InternalError, SettingsError
-from prebled.messages import Capacity
+from prebled.messages import Capacity, KvChange, KvRemoved, KvStored
 from prebled.settings import CoreSettings
 
 Mix: TypeAlias = Literal["exploit", "explore", "both"]
 """Which prompts are timed: those with more than half of their tokens shared, those with at most half, or all."""
 
+REPORTED = 1000
+"""Blocks that a worker reports at once."""
+
+REPORTS = 50
+"""So many times it does."""
+
 PREFIXES = 200
 VOCABULARY = 32_000
 OUTPUT_TOKENS = 64
 IN_FLIGHT = 2
-"""Requests in flight for each worker while decisions are timed."""
+"""Requests in flight for each worker while decisions are timed, unless told otherwise."""
 RATE = 100.0
 """Arrivals a second of the bench's own time."""
 BATCH = 250
 """Prompts that are timed one after another."""
+NAMESPACE = namespace_seed("m", "", "")
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -60,7 +69,9 @@ class Spread(msgspec.Struct, frozen=True):
 
 class DecideReport(msgspec.Struct, frozen=True):
     """`blocks`: distinct ones in the tree when the timing began. `per_s`: decisions, each with its completion, that one
-    thread makes in a second."""
+    thread makes in a second. `stored_us`, `removed_us`: of a report of 1,000 blocks. `adjusted`: decisions that were
+    rebalanced, replicated or steered, and `adjusted_us`, what they took. `parts`: of a decision, if they were asked
+    for; they are of other decisions than `decide_us`, which no clocks hold up."""
 
     workers: int
     blocks: int
@@ -71,6 +82,11 @@ class DecideReport(msgspec.Struct, frozen=True):
     bytes_per_block: float
     policy: str
     mix: Mix
+    stored_us: Spread
+    removed_us: Spread
+    adjusted: int
+    adjusted_us: Spread | None
+    parts: tuple[Part, ...] = ()
 
 
 class Prompts:
@@ -94,6 +110,10 @@ class Prompts:
         prefixes = self._chance.choices(self._prefixes, weights, k=count)
         return [prefix + self._random(self._prompt_tokens - len(prefix) // 4) for prefix in prefixes]
 
+    def fresh(self, count: int) -> list[bytes]:
+        """Prompts that share nothing with any other."""
+        return [self._random(self._prompt_tokens) for _ in range(count)]
+
     def _random(self, count: int) -> bytes:
         return self._ids.integers(0, VOCABULARY, count, np.uint32).astype("<u4").tobytes()
 
@@ -101,13 +121,16 @@ class Prompts:
 class _Run:
     """One scheduler under the workload: requests come, and end when enough younger ones have come."""
 
-    def __init__(self, policy: str, workers: int, prompt_tokens: int, block_tokens: int, blocks: int) -> None:
+    def __init__(
+        self, policy: str, workers: int, prompt_tokens: int, block_tokens: int, blocks: int, in_flight: int
+    ) -> None:
         settings = CoreSettings(max_blocks=blocks, kept_decisions=1)
+        self.policy = make_policy(policy, settings)
         self.scheduler = GlobalScheduler(
-            make_policy(policy, settings),
+            self.policy,
             settings,
             block_tokens=block_tokens,
-            max_waiting=IN_FLIGHT * workers + 1,
+            max_waiting=in_flight * workers + 1,
             retry_after_s=1.0,
             cost=PROFILES["mistral-7b-a6000"],
         )
@@ -118,10 +141,12 @@ class _Run:
             self.scheduler.handle(WorkerReady(WorkerId(f"w{index}"), Epoch(1), capacity), 0.0)
         self._arrivals = 0
         self._in_flight: deque[RequestId] = deque()
-        self._most_in_flight = IN_FLIGHT * workers
+        self._most_in_flight = in_flight * workers
+        self._workers = workers
+        self.is_adjusted = False
 
     def arrive(self, tokens: bytes) -> int:
-        """One decision; its nanoseconds."""
+        """One decision; its nanoseconds. Whether it was adjusted stands in `is_adjusted`."""
         self._arrivals += 1
         event = RequestArrived(RequestId(f"req-{self._arrivals}"), tokens, OUTPUT_TOKENS, model="m")
         now = self._arrivals / RATE
@@ -131,7 +156,15 @@ class _Run:
         if not isinstance(decisions[0], Place):
             raise InternalError(f"a request of the bench was not placed: {decisions[0]}")
         self._in_flight.append(event.request_id)
+        self.is_adjusted = bool(decisions[0].placement.adjusted)
         return taken
+
+    def report(self, number: int, changes: tuple[KvChange, ...]) -> int:
+        """What one of the workers says of its cache; the nanoseconds of taking it in."""
+        event = KvReported(WorkerId(f"w{number % self._workers}"), changes)
+        start = perf_counter_ns()
+        self.scheduler.handle(event, self._arrivals / RATE)
+        return perf_counter_ns() - start
 
     def complete(self) -> int | None:
         """The completion of the oldest request, if there are enough in flight; its nanoseconds."""
@@ -160,23 +193,29 @@ def measure(
     seed: int = 0,
     mix: Mix = "both",
     decisions: int = 4000,
+    in_flight: int = IN_FLIGHT,
+    profile: bool = False,
     tell: Callable[[str], None] = lambda text: None,
 ) -> DecideReport:
-    """Grow, then time so many decisions. `tell` hears about the growing. Raises SettingsError."""
+    """Grow, then time so many decisions, with so many requests in flight for each worker. `profile`: time the parts of
+    as many more. `tell` hears about the growing. Raises SettingsError."""
     if not block_tokens <= prompt_tokens <= blocks * block_tokens:
         message = f"{blocks} blocks of {block_tokens} tokens, prompts of {prompt_tokens}: one does not fit the other"
         raise SettingsError(message, param="prompt_tokens")
     prompts = Prompts(prompt_tokens, seed)
-    _Run(policy, workers, prompt_tokens, block_tokens, blocks).arrive(*prompts.draw(1))  # what is loaded on first use
-    run = _Run(policy, workers, prompt_tokens, block_tokens, blocks)
+    shape = (policy, workers, prompt_tokens, block_tokens, blocks, in_flight)
+    _Run(*shape).arrive(*prompts.draw(1))  # what is loaded on first use
+    run = _Run(*shape)
     settle()
     rss = _resident_bytes()
     for grown in _grow(run, prompts, blocks, prompt_tokens // block_tokens):
         tell(f"{grown} of {blocks} blocks")
     grown_bytes = _resident_bytes() - rss
     grown = run.tree_blocks()
-    decide, finish = _time_decisions(run, prompts, mix, decisions)
+    decide, finish, adjusted = _time_decisions(run, prompts, mix, decisions)
     hashed = _time_hashing(prompts.draw(BATCH, mix), block_tokens)
+    parts = _profile(run, prompts, mix, decisions) if profile else ()
+    stored, removed = _time_reports(run, prompts, block_tokens)
     return DecideReport(
         workers=workers,
         blocks=grown,
@@ -187,20 +226,52 @@ def measure(
         bytes_per_block=round(grown_bytes / grown, 2),
         policy=policy,
         mix=mix,
+        stored_us=_spread(stored),
+        removed_us=_spread(removed),
+        adjusted=len(adjusted),
+        adjusted_us=_spread(adjusted) if adjusted else None,
+        parts=parts,
     )
 
 
-def _time_decisions(run: _Run, prompts: Prompts, mix: Mix, count: int) -> tuple[array[int], array[int]]:
-    """Nanoseconds of each decision and of each completion, one after another."""
+def _time_decisions(run: _Run, prompts: Prompts, mix: Mix, count: int) -> tuple[array[int], array[int], array[int]]:
+    """Nanoseconds of each decision and of each completion, one after another; and of the decisions that were adjusted
+    once more."""
     while run.complete() is None:
         run.arrive(*prompts.draw(1, mix))
-    decide, finish = array("q"), array("q")
+    decide, finish, adjusted = array("q"), array("q"), array("q")
     while len(decide) < count:
         # Made beforehand, so that making them is not between the decisions.
         for tokens in prompts.draw(min(BATCH, count - len(decide)), mix):
             decide.append(run.arrive(tokens))
+            if run.is_adjusted:
+                adjusted.append(decide[-1])
             finish.append(run.complete() or 0)
-    return decide, finish
+    return decide, finish, adjusted
+
+
+def _profile(run: _Run, prompts: Prompts, mix: Mix, count: int) -> tuple[Part, ...]:
+    profile = Profile()
+    with watched(profile, run.policy):
+        for _ in range(-(-count // BATCH)):
+            for tokens in prompts.draw(BATCH, mix):
+                profile.begin()
+                profile.end(run.arrive(tokens))
+                run.complete()
+    return profile.parts()
+
+
+def _time_reports(run: _Run, prompts: Prompts, block_tokens: int) -> tuple[array[int], array[int]]:
+    """Nanoseconds of each report of blocks that were stored, and of each that they were removed."""
+    stored, removed = array("q"), array("q")
+    for number in range(REPORTS):
+        paths: list[bytes] = []
+        while (lacking := REPORTED - sum(map(len, paths)) // HASH_BYTES) > 0:
+            [tokens] = prompts.fresh(1)
+            paths.append(hash_path(tokens, block_tokens, NAMESPACE)[: lacking * HASH_BYTES])
+        stored.append(run.report(number, tuple(KvStored(b"", path) for path in paths)))
+        removed.append(run.report(number, (KvRemoved(b"".join(path[:HASH_BYTES] for path in paths)),)))
+    return stored, removed
 
 
 def _grow(run: _Run, prompts: Prompts, blocks: int, most_new: int) -> Iterator[int]:
@@ -213,11 +284,10 @@ def _grow(run: _Run, prompts: Prompts, blocks: int, most_new: int) -> Iterator[i
 
 
 def _time_hashing(prompts: list[bytes], block_tokens: int) -> array[int]:
-    seed = namespace_seed("m", "", "")
     taken = array("q")
     for tokens in prompts:
         start = perf_counter_ns()
-        hash_path(tokens, block_tokens, seed)
+        hash_path(tokens, block_tokens, NAMESPACE)
         taken.append(perf_counter_ns() - start)
     return taken
 

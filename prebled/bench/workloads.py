@@ -6,16 +6,16 @@ lists chosen by Zipf popularity, and a user's query. Input is JSON lines with `q
 
 from __future__ import annotations
 
-import io
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from prebled.bench.trace_lines import Lines
 from prebled.core.blocks import block_hashes, cacheable_blocks, namespace_seed
 from prebled.errors import SettingsError
 
@@ -25,29 +25,16 @@ SYSTEM_TEXT = (
 )
 
 
-def read_lines(path: Path) -> Iterator[str]:
-    """The lines of a text file, decompressed if its name ends in `.zst`. Raises SettingsError if it is not there."""
-    if not path.is_file():
-        raise SettingsError(f"no such file: {path}")
-    if path.suffix != ".zst":
-        with path.open(encoding="utf-8") as plain:
-            yield from plain
-        return
-    import zstandard
-
-    with path.open("rb") as packed, zstandard.ZstdDecompressor().stream_reader(packed) as stream:
-        yield from io.TextIOWrapper(stream, "utf-8")
-
-
 def toolbench(path: Path, *, requests: int, lists: int, zipf: float, seed: int) -> list[str]:
     """`requests` prompts over the first `lists` distinct tool lists of the file, popularity by Zipf(`zipf`)."""
     rows: list[dict[str, Any]] = []
-    for number, line in enumerate(read_lines(path), 1):
+    texts = Lines(path)
+    for number, line in enumerate(texts.lines):
         try:
             row = json.loads(line)
             row["tools"], row["query"]
         except (ValueError, KeyError, TypeError) as error:
-            raise SettingsError(f"{path}, line {number}: not an object with query and tools ({error})") from error
+            texts.complain(number, f"not an object with query and tools ({error})")
         rows.append(row)
     tools = list(dict.fromkeys(json.dumps(row["tools"], ensure_ascii=False) for row in rows))[:lists]
     if len(tools) < lists:

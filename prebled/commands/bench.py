@@ -1,16 +1,19 @@
-"""`prebled bench`: `serve` drives a running daemon with a workload, `decide` times the scheduler's decisions."""
+"""`prebled bench`: `serve` drives a running server with a workload, `decide` times the scheduler's decisions, `queue`
+the ordering of a worker's queue, `trace` shows what is in a trace."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from array import array
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from prebled.commands.client_options import add_connect
-from prebled.commands.output import remark, write_json, write_line
+from prebled.commands import bench_lab, bench_queue, bench_trace
+from prebled.commands.output import remark, write_json, write_line, write_table
 from prebled.errors import SettingsError
+
+if TYPE_CHECKING:
+    from prebled.bench.serve_jobs import Job
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -18,6 +21,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     benches = parser.add_subparsers(dest="bench", metavar="BENCH", required=True)
     _configure_serve(benches)
     _configure_decide(benches)
+    bench_trace.configure(benches)
+    bench_lab.configure(benches)
+    bench_queue.configure(benches)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -27,20 +33,29 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _configure_serve(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    serve = benches.add_parser("serve", help="send requests to a running daemon", allow_abbrev=False)
-    add_connect(serve)
-    serve.add_argument("--model", required=True, metavar="FOLDER", type=Path, help="the served model, to tokenise with")
-    serve.add_argument("--workload", choices=["toolbench"], default="toolbench", help="what to send")
+    serve = benches.add_parser("serve", help="send requests to a running server", allow_abbrev=False)
     serve.add_argument(
-        "--file", required=True, metavar="FILE", type=Path, help="texts of the workload, JSON lines[.zst]"
+        "--url",
+        default="",
+        metavar="URL",
+        help="http://HOST:PORT of any OpenAI-compatible server, or unix:PATH or tcp:HOST:PORT of a daemon "
+        "(default: the user's own, else the system's)",
     )
-    serve.add_argument("--requests", type=_count, default=600, metavar="N")
-    serve.add_argument("--lists", type=_count, default=60, metavar="N", help="distinct tool lists")
-    serve.add_argument("--zipf", type=float, default=1.1, metavar="A", help="popularity of the tool lists")
-    serve.add_argument("--max-tokens", type=_count, default=16, metavar="N", help="output tokens of each request")
-    serve.add_argument("--concurrency", type=_count, default=16, metavar="C", help="most requests at once")
-    serve.add_argument("--rate", type=float, default=0.0, metavar="X", help="arrivals a second (0: as fast as may be)")
-    serve.add_argument("--block-tokens", type=_count, default=64, metavar="B", help="for the ideal share")
+    what = serve.add_mutually_exclusive_group(required=True)
+    what.add_argument("--trace", metavar="FILE", help="a trace as `prebled replay` takes it; prompts are made up")
+    what.add_argument("--workload", metavar="NAME", help="a generated trace, as `--trace workload:NAME`")
+    what.add_argument("--texts", metavar="FILE", type=Path, help="tool-use prompts from real text, JSON lines[.zst]")
+    serve.add_argument("--model", metavar="FOLDER", type=Path, help="the served model, to tokenise --texts with")
+    serve.add_argument("--lists", type=_count, default=60, metavar="N", help="distinct tool lists of --texts")
+    serve.add_argument("--zipf", type=float, default=1.1, metavar="A", help="popularity of the tool lists of --texts")
+    serve.add_argument("--requests", "--limit", type=_count, metavar="N", help="how many (default: all; --texts: 600)")
+    serve.add_argument("--max-tokens", type=_count, metavar="N", help="most output tokens of each (--texts: 16)")
+    serve.add_argument("--concurrency", type=_count, metavar="C", help="most requests at once (--texts: 16)")
+    serve.add_argument(
+        "--rate", type=float, default=0.0, metavar="X", help="Poisson arrivals a second, for the trace's"
+    )
+    serve.add_argument("--rate-scale", type=float, default=1.0, metavar="X", help="speed up the trace's own arrivals")
+    serve.add_argument("--block-tokens", type=_count, default=64, metavar="B", help="block size of the server's cache")
     serve.add_argument("--seed", type=int, default=0, metavar="S")
     serve.add_argument("--json", metavar="FILE", help="write the report as JSON; - is stdout")
     serve.set_defaults(measure=_serve)
@@ -60,6 +75,8 @@ def _configure_decide(benches: argparse._SubParsersAction[argparse.ArgumentParse
         help="time prompts that share most, or little, or all",
     )
     decide.add_argument("--decisions", type=_count, default=4000, metavar="N", help="how many to time")
+    decide.add_argument("--in-flight", type=_count, default=2, metavar="N", help="requests in flight for each worker")
+    decide.add_argument("--profile", action="store_true", help="also say which part of a decision takes how long")
     decide.add_argument("--seed", type=int, default=0, metavar="S")
     decide.add_argument("--json", metavar="FILE", help="write the report as JSON; - is stdout")
     decide.set_defaults(measure=_decide)
@@ -79,6 +96,8 @@ def _decide(args: argparse.Namespace) -> int:
         seed=args.seed,
         mix=args.mix,
         decisions=args.decisions,
+        in_flight=args.in_flight,
+        profile=args.profile,
         tell=remark if sys.stderr.isatty() else lambda text: None,
     )
     decide, finish = report.decide_us, report.finish_us
@@ -87,6 +106,11 @@ def _decide(args: argparse.Namespace) -> int:
         f"(p99 {decide.p99}), a completion {finish.p50} us; {report.bytes_per_block} bytes a block"
     )
     _write(to_builtins(report), args.json, summary)
+    if report.parts and args.json != "-":
+        write_table(
+            ("PART", "P50 US", "SHARE"),
+            [(one.part, f"{one.p50:.2f}", f"{one.share:.1%}") for one in report.parts],
+        )
     return 0
 
 
@@ -94,35 +118,52 @@ def _serve(args: argparse.Namespace) -> int:
     import asyncio
 
     from msgspec.structs import asdict
-    from tokenizers import Tokenizer
 
-    from prebled.bench.serve import drive
-    from prebled.bench.workloads import ideal_share, toolbench
+    from prebled.bench.serve import drive, report
+    from prebled.bench.workloads import ideal_share
 
-    tokenizer_path = args.model / "tokenizer.json"
-    if not tokenizer_path.is_file():
-        raise SettingsError(f"model {str(args.model)!r}: no tokenizer.json there")
-    tokenizer = Tokenizer.from_file(str(tokenizer_path))
-    texts = toolbench(args.file, requests=args.requests, lists=args.lists, zipf=args.zipf, seed=args.seed)
-    prompts = [array("I", encoding.ids) for encoding in tokenizer.encode_batch(texts)]
-    report = asyncio.run(
-        drive(
-            args.connect or "",
-            prompts,
-            max_tokens=args.max_tokens,
-            concurrency=args.concurrency,
-            rate=args.rate,
-            seed=args.seed,
-        )
-    )
-    ideal = ideal_share([prompt.tobytes() for prompt in prompts], args.block_tokens)
-    result = {"workload": args.workload, **asdict(report), "ideal_hit_ratio": round(ideal.share, 4)}
+    jobs = _jobs(args)
+    concurrency = args.concurrency or (16 if args.texts else None)
+    served, wall_s = asyncio.run(drive(args.url, jobs, concurrency=concurrency, rate=args.rate, seed=args.seed))
+    figures = report(served, wall_s)
+    ideal = ideal_share([job.tokens.tobytes() for job in jobs], args.block_tokens)
+    result = {
+        "workload": str(args.texts or args.trace or args.workload),
+        **asdict(figures),
+        "ideal_hit_ratio": round(ideal.share, 4),
+    }
     summary = (
-        f"{result['completed']} of {result['requests']} requests in {result['wall_s']} s; "
-        f"prompt tokens from cache: {result['hit_ratio']:.1%} (ideal {result['ideal_hit_ratio']:.1%})"
+        f"{figures.completed} of {figures.requests} requests in {figures.wall_s} s; "
+        f"prompt tokens from cache: {figures.hit_ratio:.1%} (ideal {ideal.share:.1%})"
     )
     _write(result, args.json, summary)
-    return 1 if report.failed else 0
+    return 1 if figures.failed else 0
+
+
+def _jobs(args: argparse.Namespace) -> list[Job]:
+    from prebled.bench.serve_jobs import text_jobs, trace_jobs
+    from prebled.bench.trace import read_trace
+
+    if args.texts is not None:
+        if args.model is None:
+            raise SettingsError("--texts needs --model FOLDER to tokenise with", param="model")
+        return text_jobs(
+            args.model,
+            args.texts,
+            requests=args.requests or 600,
+            lists=args.lists,
+            zipf=args.zipf,
+            max_tokens=args.max_tokens or 16,
+            seed=args.seed,
+        )
+    trace = read_trace(
+        args.trace or f"workload:{args.workload}",
+        block_tokens=args.block_tokens,
+        limit=args.requests,
+        rate_scale=args.rate_scale,
+        seed=args.seed,
+    )
+    return trace_jobs(trace, most_tokens=args.max_tokens)
 
 
 def _write(result: dict[str, Any], to: str | None, summary: str) -> None:

@@ -7,8 +7,15 @@ import argparse
 from prebled.client import Client
 from prebled.commands.client_options import add_connect
 from prebled.commands.output import write_json, write_line, write_table
-from prebled.core.decisions import Candidate, Explanation, Placement, Reject
+from prebled.core.decisions import Candidate, Cause, Explanation, Placement, Reject
 
+_CAUSES: dict[Cause, str] = {
+    "evicted": "evicted: the worker evicted the first of them after the decision",
+    "not_computed": "not computed: another request was still to compute the first of them",
+    "never_stored": "never stored: the worker was expected to keep the first of them and has not said so",
+    "more": "more: the worker held more than was known",
+    "other": "other: the worker had said that it holds the first of them",
+}
 _COLUMNS = ("WORKER", "", "CACHED", "LOAD MS", "EVICTION MS", "PREFILL MS", "TOTAL MS")
 
 
@@ -37,6 +44,8 @@ def _write_placement(explanation: Explanation, placement: Placement) -> None:
     write_line(f"{explanation.request_id}: {placement.mode} on {placement.worker_id}, policy {placement.policy}")
     told = "" if explanation.cached_tokens is None else f"; its engine took {explanation.cached_tokens} from its cache"
     write_line(f"tokens: {placement.matched_tokens} matched, {placement.missed_tokens} missed{told}")
+    if explanation.mispredicted_tokens:
+        write_line(_mispredicted(explanation))
     if explanation.placements > 1:
         write_line(f"placed {explanation.placements} times; this is the newest")
     for text in placement.adjusted:
@@ -45,6 +54,15 @@ def _write_placement(explanation: Explanation, placement: Placement) -> None:
     # Numbers of one width each, so that their points stand in a line.
     header = tuple(f"{name:>11}" if name.endswith("MS") else name for name in _COLUMNS)
     write_table(header, [_row(candidate, placement) for candidate in placement.candidates])
+
+
+def _mispredicted(explanation: Explanation) -> str:
+    """The difference of matched and cached tokens, and its cause."""
+    tokens = explanation.mispredicted_tokens
+    cause = "the cause is known when the request has ended"
+    if explanation.mispredicted is not None:
+        cause = _CAUSES[explanation.mispredicted]
+    return f"mispredicted: {abs(tokens)} tokens {'fewer' if tokens > 0 else 'more'} than matched; {cause}"
 
 
 def _row(candidate: Candidate, placement: Placement) -> tuple[object, ...]:

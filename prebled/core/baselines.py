@@ -14,7 +14,7 @@ class RoundRobin:
 
     def choose(self, sight: Sight) -> Choice:
         """See `Policy`."""
-        turn = sight.last_booked
+        turn = sight.last_booked.copy()
         return Choice(least(turn, turn), "explore", sight.load_s(), sight.prefill_s(), turn)
 
 
@@ -49,7 +49,7 @@ class CacheAware:
 
     def choose(self, sight: Sight) -> Choice:
         """See `Policy`."""
-        requests, cached_tokens = sight.requests, sight.cached_tokens
+        requests, cached_tokens = sight.requests.copy(), sight.cached_tokens
         fewest = least(requests, sight.last_booked)
         best = int(cached_tokens.argmax())
         low, high = float(requests[fewest]), float(requests.max())

@@ -48,9 +48,12 @@ def _cut(tokens: bytes, width: int) -> tuple[bytes, ...]:
 
 def block_hashes(tokens: bytes, block_tokens: int, seed: int) -> list[int]:
     """The chained hashes of all full blocks. `tokens` are uint32 LE."""
-    # A global name would be looked up once for each block.
-    hash_block = _hash
-    return [seed := hash_block(block, seed) for block in _cut(tokens, 4 * block_tokens)]
+    # The list is read by the same `map` that it grows by: each hash is the next one's seed, without a line of Python
+    # for each block.
+    hashes = [seed]
+    hashes += map(_hash, _cut(tokens, 4 * block_tokens), hashes)
+    del hashes[0]
+    return hashes
 
 
 def hash_path(tokens: bytes, block_tokens: int, seed: int) -> bytes:

@@ -49,9 +49,8 @@ class CostModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def prefill_s(self, new_tokens: Tokens, context_tokens: float) -> Tokens:
         """What `new_tokens` more add to the prefill work of a busy worker, on a context that grows to
         `context_tokens`."""
-        # Each new token attends to what stands before it: half of the new ones on average.
-        attends_s = self.prefill_token_context_s
-        return new_tokens * (self.prefill_token_s + attends_s * context_tokens - attends_s * 0.5 * new_tokens)
+        before = context_tokens - new_tokens
+        return prefill_seconds(before, context_tokens, self.prefill_token_s, 0.5 * self.prefill_token_context_s)
 
     def decode_step_s(self, sequences: int, context_tokens: int) -> float:
         """A step that makes one token for each of `sequences`."""
@@ -59,9 +58,37 @@ class CostModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return 0.0
         return self.decode_base_s + self.decode_sequence_s * sequences + self.decode_context_s * context_tokens
 
+    def step_s(
+        self, new_tokens: int, prompt_context_tokens: int, attention: int, sequences: int, context_tokens: int
+    ) -> float:
+        """A step of prompts and decoding sequences together; the numbers are those of `messages.StepSample`.
+
+        The pass is paid once: the linear part for all new tokens, attention for each prompt by its own context, and on
+        top what each sequence adds. Never less than decoding alone."""
+        decode_s = self.decode_step_s(sequences, context_tokens)
+        if new_tokens <= 0:
+            return decode_s
+        prefill_s = max(self.prefill_floor_s, self.prefill_base_s + self.prefill_token_s * new_tokens)
+        prefill_s += self.prefill_context_s * prompt_context_tokens + self.prefill_token_context_s * attention
+        return max(decode_s, prefill_s + self.decode_sequence_s * sequences + self.decode_context_s * context_tokens)
+
     def decode_s(self, output_tokens: Tokens, context_tokens: Tokens) -> Tokens:
         """What making `output_tokens` for one more sequence adds to a busy worker's work."""
-        return output_tokens * (self.decode_sequence_s + self.decode_context_s * context_tokens)
+        return decode_seconds(output_tokens, context_tokens, self.decode_sequence_s, self.decode_context_s)
+
+
+def prefill_seconds(before: Tokens, context: float, token_s: Tokens | float, half_context_s: Tokens | float) -> Tokens:
+    """`CostModel.prefill_s` of the tokens from `before` to `context`, for one worker or for many with coefficients of
+    their own; `half_context_s` is half of `prefill_token_context_s`. Each new token attends to what stands before it:
+    on average to half of both ends together."""
+    return (context - before) * (token_s + half_context_s * (context + before))
+
+
+def decode_seconds(
+    output_tokens: Tokens, context_tokens: Tokens, sequence_s: Tokens | float, context_s: Tokens | float
+) -> Tokens:
+    """`CostModel.decode_s`, for one worker or for many with coefficients of their own."""
+    return output_tokens * (sequence_s + context_s * context_tokens)
 
 
 def _milliseconds(*coefficients: float, share: float = 1.0) -> CostModel:

@@ -2,15 +2,18 @@
 
 The worker with the least cost takes the request, all that can hold it being asked:
 
-    cost(w) = wait(w) + (1 + (base + backlog * mean_wait) / (1 + sharing * k)) * p(w) + decode * D(w) * p(w)
+    cost(w) = wait(w) + p(w) + (base + backlog * mean_wait) / (1 + sharing * k) * r(w) + decode * D(w) * p(w)
 
 wait: prefill seconds queued or running on w, as of now; p: prefill seconds of the request's uncached tokens there,
-prefixes in flight counting as cached; mean_wait: the mean of wait; D: sequences that decode on w; k: requests in flight
-on the best holder that share at least half of what matched there. The weights are settings (`CoreSettings.e2_*`).
+prefixes in flight counting as cached; r: the same tokens' seconds on a worker of median speed; mean_wait: the mean of
+wait; D: sequences that decode on w; k: requests in flight on the best holder that share at least half of what matched
+there. The weights are settings (`CoreSettings.e2_*`).
 
 A second of recomputation delays everyone who comes later, not only this request, so it is priced at about three; more
-when all workers are behind (stick to the caches), less for a prefix that many ask for at once (copy it). A prefill also
-slows the sequences that decode beside it. docs/decisions/0006 says what of Preble's E2 (section 3.2) this replaces.
+when all workers are behind (stick to the caches), less for a prefix that many ask for at once (copy it). What is priced
+so is the work that a cache would save, the same wherever it is done: a slow worker is not to be avoided more than its
+slowness costs (with p in place of r, requests would queue for the fast one while it stands idle). A prefill also slows
+the sequences that decode beside it. docs/decisions/0006 says what of Preble's E2 (section 3.2) this replaces.
 
 In the reasons a placement is called exploit if the chosen worker holds more of the prompt than it misses (the paper's
 test, on the worker that was chosen), explore otherwise. Where the best holder of more than half of the prompt was left
@@ -20,10 +23,9 @@ have stayed), else rebalanced (its queue is longer), else steered (more sequence
 
 from __future__ import annotations
 
-import numpy as np
-
 from prebled.core.decisions import Mode
-from prebled.core.sight import TIE_S, Choice, Seconds, Sight, least
+from prebled.core.e2_terms import Terms, costs, terms_of
+from prebled.core.sight import TIE_S, Choice, Sight, least, lowest
 from prebled.settings import CoreSettings
 
 
@@ -40,47 +42,43 @@ class E2:
 
     def choose(self, sight: Sight) -> Choice:
         """See `Policy`."""
-        wait_s, prefill_s, cached_tokens = sight.wait_s(), sight.prefill_s(), sight.cached_tokens
-        last_booked = sight.last_booked
-        most = int(cached_tokens[cached_tokens.argmax()])
-        best, sharers = -1, 0
+        seen, last_booked, cached_tokens = terms_of(sight), sight.last_booked, sight.cached_tokens
+        most, best, sharers = seen.most, -1, 0
         if most:
-            best = least(wait_s, last_booked, (cached_tokens == most).nonzero()[0])
-            sharers = sight.sharing.count(int(sight.slots[best]), sight.hashes, most // sight.block_tokens)
-        dearness = self._base + self._backlog * float(np.add.reduce(wait_s)) / len(wait_s)
-        price = 1 + dearness / (1 + self._sharing * sharers)
-        plain_s = wait_s + price * prefill_s
-        slowed_s = prefill_s * (self._decode * sight.decoding)
-        total_s = plain_s + slowed_s
+            best = least(seen.wait_s, last_booked, seen.holders)
+            sharers = sight.sharing.count(sight.slots.item(best), sight.hashes, most // sight.block_tokens)
+        dearness = self._base + self._backlog * seen.sum_wait_s / len(sight.ids)
+        shared = dearness / (1 + self._sharing * sharers)
+        plain_s, total_s = costs(seen, sight, shared, self._decode)
         chosen = least(total_s, last_booked)
-        chosen_tokens = int(cached_tokens[chosen])
+        chosen_tokens = int(cached_tokens.item(chosen))
         mode: Mode = "exploit" if 2 * chosen_tokens > sight.prompt_tokens else "explore"
         adjusted: tuple[str, ...] = ()
         if 2 * most > sight.prompt_tokens and chosen_tokens < most:
-            cold_s = dearness - (price - 1)  # by how much the sharers made a second cheaper
-            kept = total_s[best] + cold_s * prefill_s[best] <= total_s[chosen] + cold_s * prefill_s[chosen]
-            adjusted = (_left(sight, best, chosen, sharers if kept else 0, wait_s, slowed_s),)
-        elif plain_s[other := int(plain_s.argmin())] < plain_s[chosen] - TIE_S:
-            adjusted = (_steered(sight, other, chosen, float(plain_s[chosen] - plain_s[other])),)
-        return Choice(chosen, mode, wait_s, prefill_s, total_s, adjusted=adjusted)
+            cold, recomputed_s = dearness - shared, seen.recomputed_s  # by how much sharers made a second cheaper
+            kept = total_s[best] + cold * recomputed_s[best] <= total_s[chosen] + cold * recomputed_s[chosen]
+            adjusted = (self._left(sight, seen, best, chosen, sharers if kept else 0),)
+        elif plain_s[other := lowest(plain_s)] < plain_s[chosen] - TIE_S:
+            adjusted = (_steered(sight, other, chosen, plain_s[chosen] - plain_s[other]),)
+        return Choice(chosen, mode, seen.wait_s, seen.prefill_s, total_s, None, adjusted)
 
-
-def _left(sight: Sight, best: int, chosen: int, sharers: int, wait_s: Seconds, slowed_s: Seconds) -> str:
-    """Why the best holder was left. `sharers`: as many as made the difference."""
-    ids, decoding = sight.ids, sight.decoding
-    more = int(sight.cached_tokens[best] - sight.cached_tokens[chosen])
-    if sharers:
+    def _left(self, sight: Sight, seen: Terms, best: int, chosen: int, sharers: int) -> str:
+        """Why the best holder was left. `sharers`: as many as made the difference."""
+        ids, decoding = sight.ids, sight.decoding
+        more = int(sight.cached_tokens[best] - sight.cached_tokens[chosen])
+        if sharers:
+            return (
+                f"replicated: {sharers} requests in flight on {ids[best]} share the prefix (k={sharers}); "
+                f"{ids[chosen]} computes {more} tokens of it anew"
+            )
+        longer_s = seen.wait_s[best] - seen.wait_s[chosen]
+        slower_s = self._decode * (decoding[best] * seen.prefill_s[best] - decoding[chosen] * seen.prefill_s[chosen])
+        if longer_s >= slower_s:
+            return f"rebalanced: {ids[best]} holds {more} more tokens, but its queue is {longer_s:.3g} s longer"
         return (
-            f"replicated: {sharers} requests in flight on {ids[best]} share the prefix (k={sharers}); "
-            f"{ids[chosen]} computes {more} tokens of it anew"
+            f"steered: {ids[best]} holds {more} more tokens, but {int(decoding[best])} sequences decode there, "
+            f"{int(decoding[chosen])} on {ids[chosen]}"
         )
-    longer_s = float(wait_s[best] - wait_s[chosen])
-    if longer_s >= float(slowed_s[best] - slowed_s[chosen]):
-        return f"rebalanced: {ids[best]} holds {more} more tokens, but its queue is {longer_s:.3g} s longer"
-    return (
-        f"steered: {ids[best]} holds {more} more tokens, but {int(decoding[best])} sequences decode there, "
-        f"{int(decoding[chosen])} on {ids[chosen]}"
-    )
 
 
 def _steered(sight: Sight, other: int, chosen: int, less_s: float) -> str:

@@ -117,7 +117,8 @@ class E2Paper:
     # --- algorithm 1 ---
 
     def _costs(self, sight: Sight) -> _Costs:
-        assigned_s, decode_s = self._window.seconds(sight.slots, sight.cost)
+        assigned_s, output_tokens, context_tokens = self._window.sums(sight.slots)
+        decode_s = sight.decode_s(output_tokens, context_tokens)
         return _Costs(assigned_s + decode_s, decode_s, sight.prefill_s())
 
     def _exploit(self, sight: Sight, costs: _Costs, most: int) -> Choice:
@@ -135,7 +136,9 @@ class E2Paper:
             loads = f"{costs.load_s[chosen]:.3g} s to {costs.load_s[lightest]:.3g} s of {sight.ids[lightest]}"
             adjusted = f"rebalanced: the load of {name} is over {self._rebalance:g} times the least, {loads}"
             chosen = lightest
-        elif (heat := self._replication.heat(prefix, self._copy_s(sight, most))) and len(holders) < len(sight.ids):
+        elif (heat := self._replication.heat(prefix, sight.cost(chosen).prefill_s(most, most))) and len(holders) < len(
+            sight.ids
+        ):
             others = np.setdiff1d(np.arange(len(sight.ids)), holders)
             plan = _Plan(prefix, int(sight.slots[chosen]), heat[1])
             chosen = least(costs.load_s, sight.last_booked, others)
@@ -163,9 +166,6 @@ class E2Paper:
         own_s = float(load_s[index])
         return own_s > self._floor_s and own_s > self._rebalance * float(load_s.min())
 
-    def _copy_s(self, sight: Sight, tokens: int) -> float:
-        return sight.cost.prefill_s(tokens, tokens)
-
 
 def _note(work: Work) -> _Note:
     note = work.memory
@@ -186,8 +186,8 @@ def _cheapest(sight: Sight, costs: _Costs, among: NDArray[np.int64] | None = Non
         if rank >= MOST_EVICTIONS and plain_s > least_s:
             break
         order = sight.caches.use_order(sight.slots.item(index))
-        needed = prompt_blocks - sight.cached_tokens.item(index) // block_tokens
-        lost_s = eviction_s(order, needed, block_tokens, sight.cost)
+        needed = prompt_blocks - int(sight.cached_tokens.item(index)) // block_tokens
+        lost_s = eviction_s(order, needed, block_tokens, sight.cost(index))
         if lost_s:
             eviction[index] = lost_s
             total_s[index] += lost_s

@@ -11,7 +11,7 @@ from typing import TypeAlias
 import msgspec
 
 from prebled.core.types import Epoch, RequestId, WorkerId
-from prebled.messages import Capacity
+from prebled.messages import Capacity, KvChange, KvStored, StepSample
 
 
 class Event(msgspec.Struct, frozen=True, tag=True, gc=False):
@@ -23,7 +23,10 @@ class RequestArrived(Event, frozen=True):
     namespace: only equal namespaces share prefixes. `max_tokens`: most output tokens.
 
     `continued`: the request ran before and its worker was lost; `tokens` is then the prompt plus what was sent, and
-    the bound on waiting requests does not apply (it was accepted long ago)."""
+    the bound on waiting requests does not apply (it was accepted long ago).
+
+    `path`, for whoever knows hashes but no tokens (a trace): the hashes of the prompt's full blocks, as
+    `core.blocks.hash_path` gives them, and `prompt_tokens`; `tokens` is then empty."""
 
     request_id: RequestId
     tokens: bytes
@@ -32,6 +35,8 @@ class RequestArrived(Event, frozen=True):
     lora: str = ""
     cache_salt: str = ""
     continued: bool = False
+    path: bytes = b""
+    prompt_tokens: int = 0
 
 
 class SendFailed(Event, frozen=True):
@@ -92,6 +97,29 @@ class WorkerLoad(Event, frozen=True):
     kv_used_tokens: int
 
 
+class KvReported(Event, frozen=True):
+    """A worker's cache has changed, in this order. What it says wins over what was expected of it."""
+
+    worker_id: WorkerId
+    changes: tuple[KvChange, ...]
+
+
+class KvSnapshotTaken(Event, frozen=True):
+    """All that a worker's cache holds, parents before children; it replaces what was believed. What is in flight there
+    is still expected."""
+
+    worker_id: WorkerId
+    runs: tuple[KvStored, ...]
+
+
+class StepsMeasured(Event, frozen=True):
+    """Steps that a worker's engine took, in order; it took `left_out` more that it tells nothing of."""
+
+    worker_id: WorkerId
+    samples: tuple[StepSample, ...]
+    left_out: int = 0
+
+
 class WorkerDraining(Event, frozen=True):
     """A worker takes no new requests but finishes those it has."""
 
@@ -123,6 +151,9 @@ AnyEvent: TypeAlias = (
     | RequestLost
     | WorkerReady
     | WorkerLoad
+    | KvReported
+    | KvSnapshotTaken
+    | StepsMeasured
     | WorkerDraining
     | WorkerLost
     | DrainStarted

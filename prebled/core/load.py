@@ -8,14 +8,20 @@ of those that ended is assumed (at first 45 tokens, as in Preble's released code
 Requests that a worker reports beyond those booked here (another daemon left them) count as average ones. The prefill
 that a worker is busy with is not reported while it lasts: it is taken to be that of the request which waits longest,
 and to advance with time from the worker's last first token on, to its end at most. Knows nothing of prefixes.
+
+Every worker has a cost model of its own, at first the one that all are given. A new model prices what is booked and
+counted from then on; what is booked stays as it was priced, so that sums and their parts agree.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from prebled.core.cost import CostModel
+from prebled.core.cost import CostModel, prefill_seconds
 
 FIRST_OUTPUT_GUESS = 45.0
 """Output tokens expected of a request before any has ended."""
@@ -29,38 +35,34 @@ lasts (so the greater of `BEHIND` and `UNTIL` - now is what is left of it); seco
 that decode; requests in flight; their uncached tokens without a first token yet; prompt and output tokens of all of
 them; the number of the newest booking, for breaking ties."""
 
+PREFILL_TOKEN, PREFILL_HALF_CONTEXT, DECODE_SEQUENCE, DECODE_CONTEXT, SPEED = range(8, 13)
+"""More of them: coefficients of the worker's cost model, as `prefill_seconds` and `decode_seconds` take them; and how
+many times as fast as the median worker it computes a prompt of `TYPICAL_TOKENS` (1 where all are alike)."""
 
-class Work:
+ROWS = 13
+
+TYPICAL_TOKENS = 2048
+
+
+class Work(msgspec.Struct, eq=False):
     """What one request still costs its worker, in seconds. `memory`: the policy's own note on it, if it keeps one."""
 
-    __slots__ = (
-        "decode_s",
-        "max_tokens",
-        "memory",
-        "output_tokens",
-        "prefill_s",
-        "prompt_tokens",
-        "sharing",
-        "slot",
-        "uncached_tokens",
-    )
-
-    def __init__(self, slot: int, prompt_tokens: int, uncached_tokens: int, max_tokens: int) -> None:
-        self.slot = slot
-        self.prompt_tokens = prompt_tokens
-        self.uncached_tokens = uncached_tokens
-        self.max_tokens = max_tokens
-        self.output_tokens = 0
-        self.prefill_s = 0.0
-        self.decode_s = 0.0
-        self.sharing: tuple[bytes, ...] = ()
-        self.memory: object = None
+    slot: int
+    prompt_tokens: int
+    uncached_tokens: int
+    max_tokens: int
+    output_tokens: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    sharing: tuple[bytes, ...] = ()
+    memory: object = None
 
 
 class _Slot:
     """The sums of one worker. `waiting`: booked here, without a first token, oldest first."""
 
     __slots__ = (
+        "cost",
         "decode_s",
         "foreign_decoding",
         "foreign_waiting",
@@ -72,7 +74,8 @@ class _Slot:
         "waiting_tokens",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, cost: CostModel) -> None:
+        self.cost = cost
         self.waiting: dict[Work, None] = {}
         self.requests = 0
         self.prefill_s = 0.0
@@ -85,11 +88,14 @@ class _Slot:
 
 
 class Loads:
-    """`table[row, slot]`: see the rows; 0 where there is no worker. Time is that of the last `advance`."""
+    """`table[row, slot]`, `rows[row][slot]`: see the rows; 0 where there was never a worker. Time is that of the last
+    `advance`. `cost`: the model of every worker until it is given another."""
 
     def __init__(self, cost: CostModel) -> None:
         self._cost = cost
-        self.table: NDArray[np.float64] = np.zeros((BOOKED + 1, 0))
+        self.table: NDArray[np.float64] = np.zeros((ROWS, 0))
+        self.rows: list[NDArray[np.float64]] = []
+        self._cells: list[memoryview[float]] = []  # the same again: to write there takes a tenth of the time
         self.mean_output_tokens = FIRST_OUTPUT_GUESS
         self._slots: list[_Slot] = []
         self._bookings = 0
@@ -108,33 +114,50 @@ class Loads:
         self._now = now
 
     def reset(self, slot: int) -> None:
-        """A worker starts there with nothing to do."""
-        more = slot + 1 - len(self._slots)
-        if more > 0:
-            self.table = np.append(self.table, np.zeros((BOOKED + 1, more)), axis=1)
-            self._slots += [_Slot() for _ in range(more)]
-        self._slots[slot] = _Slot()
-        self._write(slot)
+        """A worker starts there with nothing to do and the cost model of all."""
+        if slot >= len(self._slots):
+            self._grow(slot + 1)
+        self._slots[slot] = own = _Slot(self._cost)
+        self._write(slot, own)
+        self.set_cost(slot, self._cost)
+
+    def cost(self, slot: int) -> CostModel:
+        """What work costs the worker there."""
+        return self._slots[slot].cost
+
+    def set_cost(self, slot: int, cost: CostModel) -> None:
+        """What work costs the worker there from now on."""
+        self._slots[slot].cost = cost
+        self.table[PREFILL_TOKEN:SPEED, slot] = (
+            cost.prefill_token_s,
+            0.5 * cost.prefill_token_context_s,
+            cost.decode_sequence_s,
+            cost.decode_context_s,
+        )
+        begin = np.zeros(len(self._slots))
+        typical_s = prefill_seconds(begin, TYPICAL_TOKENS, self.rows[PREFILL_TOKEN], self.rows[PREFILL_HALF_CONTEXT])
+        known = typical_s > 0  # not where there was never a worker
+        self.rows[SPEED][known] = np.median(typical_s[known]) / typical_s[known] if known.any() else 0.0
 
     def book(self, slot: int, prompt_tokens: int, uncached_tokens: int, max_tokens: int) -> Work:
         """A request is on its way there."""
-        work = Work(slot, prompt_tokens, uncached_tokens, max_tokens)
-        work.prefill_s = self._cost.prefill_s(uncached_tokens, prompt_tokens)
-        work.decode_s = self._decode_s(work)
-        self._mean_prefill_s += OUTPUT_MEMORY * (work.prefill_s - self._mean_prefill_s)
-        self._mean_decode_s += OUTPUT_MEMORY * (work.decode_s - self._mean_decode_s)
-        self._bookings += 1
-        self.table[BOOKED, slot] = self._bookings
         own = self._slots[slot]
+        work = Work(slot, prompt_tokens, uncached_tokens, max_tokens)
+        work.prefill_s = prefill_s = own.cost.prefill_s(uncached_tokens, prompt_tokens)
+        work.decode_s = decode_s = self._decode_s(work, own)
+        self._mean_prefill_s += OUTPUT_MEMORY * (prefill_s - self._mean_prefill_s)
+        self._mean_decode_s += OUTPUT_MEMORY * (decode_s - self._mean_decode_s)
+        self._bookings += 1
+        self._cells[BOOKED][slot] = self._bookings
         if not own.waiting:
             own.since = self._now
         own.waiting[work] = None
         own.requests += 1
-        own.prefill_s += work.prefill_s
-        own.decode_s += work.decode_s
+        own.prefill_s += prefill_s
+        own.decode_s += decode_s
         own.waiting_tokens += uncached_tokens
         own.kv_tokens += prompt_tokens
-        self._write(slot)
+        self._write(slot, own)
         return work
 
     def first_token(self, work: Work) -> None:
@@ -142,7 +165,7 @@ class Loads:
         own = self._slots[work.slot]
         self._unqueue(own, work)
         own.since = self._now
-        self._write(work.slot)
+        self._write(work.slot, own)
 
     def tokens_made(self, work: Work, output_tokens: int) -> None:
         """It has made so many tokens in all."""
@@ -150,9 +173,9 @@ class Loads:
         own.kv_tokens += output_tokens - work.output_tokens
         work.output_tokens = output_tokens
         before_s = work.decode_s
-        work.decode_s = self._decode_s(work)
+        work.decode_s = self._decode_s(work, own)
         own.decode_s = max(own.decode_s + work.decode_s - before_s, 0.0)
-        self._write(work.slot)
+        self._write(work.slot, own)
 
     def release(self, work: Work) -> None:
         """It has left, one way or another."""
@@ -162,7 +185,7 @@ class Loads:
         own.kv_tokens -= work.prompt_tokens + work.output_tokens
         # Exactly nothing when the last one leaves: no drift of floats over the years.
         own.decode_s = max(own.decode_s - work.decode_s, 0.0) if own.requests else 0.0
-        self._write(work.slot)
+        self._write(work.slot, own)
 
     def learn_output(self, output_tokens: int) -> None:
         """A request ended by itself after so many tokens."""
@@ -174,7 +197,7 @@ class Loads:
         foreign = max(queued + running - own.requests, 0)
         own.foreign_waiting = min(foreign, max(queued - len(own.waiting), 0))
         own.foreign_decoding = foreign - own.foreign_waiting
-        self._write(slot)
+        self._write(slot, own)
 
     def check_invariants(self, slot: int, count: int, own_s: float) -> None:
         """AssertionError unless so many requests with so much work are booked there. For tests."""
@@ -197,29 +220,39 @@ class Loads:
         own.prefill_s = max(own.prefill_s - work.prefill_s, 0.0) if own.waiting else 0.0
         work.prefill_s = 0.0
 
-    def _decode_s(self, work: Work) -> float:
+    def _decode_s(self, work: Work, own: _Slot) -> float:
         # One that has outlived the mean is expected to go on as long as it has gone so far, up to the mean.
-        made = work.output_tokens
-        expected = max(self.mean_output_tokens - made, min(float(made), self.mean_output_tokens))
-        left = max(min(expected, work.max_tokens - made), 0.0)
-        return self._cost.decode_s(left, work.prompt_tokens + made)
+        made, mean = work.output_tokens, self.mean_output_tokens
+        expected = max(mean - made, min(made, mean)) if made else mean
+        left = min(expected, work.max_tokens - made)
+        return own.cost.decode_s(left, work.prompt_tokens + made) if left > 0 else 0.0
 
-    def _write(self, slot: int) -> None:
-        own = self._slots[slot]
+    def _grow(self, slots: int) -> None:
+        more = slots - len(self._slots)
+        self.table = np.append(self.table, np.zeros((ROWS, more)), axis=1)
+        self._slots += [_Slot(self._cost) for _ in range(more)]
+        self.rows = list(self.table)
+        self._cells = [row.data.cast("B").cast("d") for row in self.rows]
+
+    def _write(self, slot: int, own: _Slot) -> None:
         waiting, decoding = own.foreign_waiting, own.foreign_decoding
-        prefill_s = own.prefill_s + waiting * self._mean_prefill_s
-        self.table[:BOOKED, slot] = (
-            max(prefill_s - next(iter(own.waiting)).prefill_s, 0.0) if own.waiting else prefill_s,
-            own.since + prefill_s if own.waiting else 0.0,
-            own.decode_s + (waiting + decoding) * self._mean_decode_s,
-            own.requests - len(own.waiting) + decoding,
-            own.requests + waiting + decoding,
-            own.waiting_tokens,
-            own.kv_tokens,
-        )
+        prefill_s, own_waiting = own.prefill_s + waiting * self._mean_prefill_s, own.waiting
+        behind, until, decode, decoding_row, requests, waiting_tokens, kv_tokens, *_ = self._cells
+        if own_waiting:
+            behind_s = prefill_s - next(iter(own_waiting)).prefill_s
+            behind[slot] = behind_s if behind_s > 0.0 else 0.0
+            until[slot] = own.since + prefill_s
+        else:
+            behind[slot] = prefill_s
+            until[slot] = 0.0
+        decode[slot] = own.decode_s + (waiting + decoding) * self._mean_decode_s
+        decoding_row[slot] = own.requests - len(own_waiting) + decoding
+        requests[slot] = own.requests + waiting + decoding
+        waiting_tokens[slot] = own.waiting_tokens
+        kv_tokens[slot] = own.kv_tokens
 
 
-def wait_s(table: NDArray[np.float64], now: float) -> NDArray[np.float64]:
+def wait_s(table: NDArray[np.float64] | Sequence[NDArray[np.float64]], now: float) -> NDArray[np.float64]:
     """Prefill seconds queued or running, less what is done of the one in progress, by the rows of `Loads.table`."""
     left: NDArray[np.float64] = np.maximum(table[UNTIL] - now, table[BEHIND])
     return left

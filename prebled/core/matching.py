@@ -67,13 +67,13 @@ class Match:
                 return blocks
         return 0
 
-    def held_blocks(self, slots: int) -> NDArray[np.int64]:
+    def held_blocks(self, slots: int) -> NDArray[np.float64]:
         """How many blocks of the path each worker holds, for slots 0 to `slots` - 1."""
         return self.held_tokens(slots, 1, self.blocks)
 
-    def held_tokens(self, slots: int, block_tokens: int, most_blocks: int) -> NDArray[np.int64]:
-        """The same in tokens, of the first `most_blocks` blocks."""
-        held = np.zeros(slots, np.int64)
+    def held_tokens(self, slots: int, block_tokens: int, most_blocks: int) -> NDArray[np.float64]:
+        """The same in tokens, of the first `most_blocks` blocks. Floats, since costs are made of them."""
+        held = np.zeros(slots)
         for blocks, holders in self.levels:
             tokens = min(blocks, most_blocks) * block_tokens
             if holders.bit_count() <= FEW_BITS:

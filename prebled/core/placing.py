@@ -6,34 +6,31 @@ scheduler's. Every booking is one on the tree and one on the loads, made here an
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Sequence
+
+import msgspec
 
 from prebled.core.blocks import cacheable_blocks, hash_path, namespace_seed
 from prebled.core.cost import CostModel
-from prebled.core.decisions import Candidate, Placement
+from prebled.core.cost_fit import CostFit
+from prebled.core.decisions import Cause, Placed
 from prebled.core.events import RequestArrived
 from prebled.core.load import Loads
+from prebled.core.prediction import Predictions
 from prebled.core.prefix_tree import PrefixTree
+from prebled.core.reasons import weighed
 from prebled.core.requests import Request
 from prebled.core.sharing import Sharing
-from prebled.core.sight import Choice, Memory, Policy, Sight
+from prebled.core.sight import Memory, Policy, Sight
 from prebled.core.workers import Candidates, Worker
-
-SHOWN = 8
-"""Candidates kept with a placement."""
-
-SORTED_WHOLE = 128
-"""Among more candidates than these it is quicker to look for the cheapest before sorting them."""
-
-_NOTHING = (0.0,) * SHOWN
+from prebled.messages import KvChange, KvStored, StepSample
 
 EXPIRED_PER_STEP = 32
 """Requests that may leave the history window in one step, so that the first event after a pause is not a slow one."""
 
 
 class Placer:
-    """See the module. `cost` models every worker."""
+    """See the module. `cost`: the model of every worker until `set_cost` gives it its own."""
 
     def __init__(self, policy: Policy, tree: PrefixTree, cost: CostModel, *, block_tokens: int) -> None:
         self.tree = tree
@@ -41,9 +38,11 @@ class Placer:
         self._policy = policy
         self._memory = policy if isinstance(policy, Memory) else None
         self._sharing = Sharing()
-        self._cost = cost
+        self._predictions = Predictions(block_tokens)
         self._block_tokens = block_tokens
         self._slot_count = 0
+        self._cost = cost
+        self._cost_fits: dict[int, CostFit] = {}  # of the workers that have reported steps, by slot
 
     def add_worker(self, worker: Worker) -> None:
         """A worker that starts empty and idle."""
@@ -59,8 +58,22 @@ class Placer:
         """Its cache is gone. Its requests have been released before."""
         self.tree.forget_worker(worker.slot)
         self.loads.reset(worker.slot)
+        self._cost_fits.pop(worker.slot, None)
         if self._memory is not None:
             self._memory.forgot(worker.slot)
+
+    def cost(self, slot: int) -> CostModel:
+        """What work costs the worker there."""
+        return self.loads.cost(slot)
+
+    def set_cost(self, slot: int, cost: CostModel) -> None:
+        """What work costs the worker there from now on. It does not change what is booked already; a worker that begins
+        anew in this slot is given the model of all again."""
+        self.loads.set_cost(slot, cost)
+
+    def cost_fit(self, slot: int) -> CostFit | None:
+        """The fit to the steps of the worker there; None until it has reported one."""
+        return self._cost_fits.get(slot)
 
     def advance(self, now: float) -> None:
         """Time has passed."""
@@ -69,57 +82,69 @@ class Placer:
 
     def request(self, event: RequestArrived) -> Request:
         """The request of this event, its prompt hashed."""
-        seed = namespace_seed(event.model, event.lora, event.cache_salt)
-        return Request(
-            event.request_id,
-            hash_path(event.tokens, self._block_tokens, seed),
-            len(event.tokens) // 4,
-            event.max_tokens,
-            is_continued=event.continued,
-        )
+        path, prompt_tokens = event.path, event.prompt_tokens
+        if event.tokens:
+            seed = namespace_seed(event.model, event.lora, event.cache_salt)
+            path, prompt_tokens = hash_path(event.tokens, self._block_tokens, seed), len(event.tokens) // 4
+        return Request(event.request_id, path, prompt_tokens, event.max_tokens, event.continued)
 
-    def place(self, request: Request, candidates: Candidates, now: float) -> Placement:
+    def place(self, request: Request, candidates: Candidates, now: float) -> Placed:
         """Choose one of the candidates (at least one) and book the request there."""
-        prompt_tokens = request.prompt_tokens
-        slots = candidates.slots
-        match = self.tree.match(request.hashes)
-        block_tokens = self._block_tokens
+        prompt_tokens, hashes, slots, ids = request.prompt_tokens, request.hashes, candidates.slots, candidates.ids
+        tree, loads, sharing, block_tokens = self.tree, self.loads, self._sharing, self._block_tokens
+        match = tree.match(hashes)
         most_blocks = cacheable_blocks(prompt_tokens, block_tokens)
-        cached_tokens = match.held_tokens(self._slot_count, block_tokens, most_blocks)
-        if len(slots) != self._slot_count:
-            cached_tokens = cached_tokens.take(slots)
-        loads = self.loads
-        sight = Sight(
-            prompt_tokens,
-            cached_tokens,
-            loads.table if len(slots) == self._slot_count else loads.table.take(slots, axis=1),
-            self._cost,
-            now,
-            candidates.ids,
-            slots,
-            request.hashes,
-            block_tokens,
-            self._sharing,
-            self.tree,
-        )
-        choice = self._policy.choose(sight)
-        placement = self._placement(request, candidates, choice, cached_tokens)
-        worker = candidates.workers[choice.chosen]
+        cached_tokens, rows = match.held_tokens(self._slot_count, block_tokens, most_blocks), loads.rows
+        if len(ids) != self._slot_count:
+            cached_tokens, rows = cached_tokens[slots], list(loads.table.take(slots, axis=1))
+        sight = Sight(prompt_tokens, cached_tokens, rows, loads, now, ids, slots, hashes, block_tokens, sharing, tree)
+        policy = self._policy
+        choice = policy.choose(sight)
+        chosen = choice.chosen
+        worker, matched_tokens = candidates.workers[chosen], int(cached_tokens.item(chosen))
+        missed_tokens, slot = prompt_tokens - matched_tokens, worker.slot
         request.worker = worker
-        request.kept_blocks = match.held_by(worker.slot)
-        request.visit = self.tree.book(match, worker.slot, now)
-        work = loads.book(worker.slot, prompt_tokens, placement.missed_tokens, request.max_tokens)
-        work.sharing = self._sharing.book(worker.slot, request.hashes)
-        request.work = work
+        request.visit = tree.book(match, slot, now)
+        request.work = work = loads.book(slot, prompt_tokens, missed_tokens, request.max_tokens)
+        work.sharing = sharing.book(slot, hashes)
         if self._memory is not None:
             self._memory.booked(sight, choice, work)
         worker.requests[request.request_id] = request
-        return placement
+        return Placed(
+            worker.worker_id,
+            choice.mode,
+            policy.name,
+            matched_tokens,
+            missed_tokens,
+            weighed(ids, cached_tokens, choice),
+            choice.adjusted,
+        )
 
-    def start(self, request: Request, now: float) -> None:
-        """The first token of a placed request came."""
+    def kv_reported(self, worker: Worker, changes: Sequence[KvChange], now: float) -> bool:
+        """The worker's cache has changed, in this order. True: it should be asked for a snapshot."""
+        return self.tree.report(worker.slot, changes, now)
+
+    def kv_snapshot_taken(self, worker: Worker, runs: Sequence[KvStored], now: float) -> bool:
+        """All that the worker's cache holds, parents before children. True: it should be asked for another one."""
+        return self.tree.replace(worker.slot, runs, now)
+
+    def steps_measured(self, worker: Worker, samples: Sequence[StepSample]) -> None:
+        """Steps that the worker's engine took: what its work costs is fitted to them, in this life of the worker; the
+        next one may be on another machine, and measures itself when it starts."""
+        fit = self._cost_fits.get(worker.slot)
+        if fit is None:
+            fit = self._cost_fits[worker.slot] = CostFit(self._cost)
+        if any([fit.add(sample) for sample in samples]):
+            self.set_cost(worker.slot, fit.priced())
+
+    def start(self, request: Request, cached_tokens: int, now: float) -> None:
+        """The first token of a placed request came. `cached_tokens`: what its engine took from the cache."""
         work = request.work
         assert work is not None
+        predicted_tokens = request.prompt_tokens - work.uncached_tokens
+        self._predictions.compare(predicted_tokens, cached_tokens)
+        if predicted_tokens != cached_tokens:
+            request.mispredicted_tokens = predicted_tokens - cached_tokens
         self.loads.first_token(work)
         if self._memory is not None:
             self._memory.started(work, now)
@@ -130,8 +155,9 @@ class Placer:
         if self._memory is not None and request.work is not None:
             self._memory.finished(request.work, output_tokens)
 
-    def release(self, request: Request, *, is_computed: bool) -> None:
-        """End the booking of a placed request. `is_computed`: its prompt is, or may be, in the worker's cache."""
+    def release(self, request: Request, *, is_computed: bool) -> Cause | None:
+        """End the booking of a placed request. `is_computed`: its prompt is, or may be, in the worker's cache. Answers
+        why its cached tokens were not as predicted; None: they were, or there was no first token."""
         worker, work, visit = request.worker, request.work, request.visit
         assert worker is not None
         assert work is not None
@@ -141,48 +167,21 @@ class Placer:
         self._sharing.release(work.slot, work.sharing)
         if self._memory is not None:
             self._memory.released(work, is_computed=is_computed)
-        if not is_computed:
-            self.tree.withdraw(visit, request.kept_blocks)
+        tree, found, cause = self.tree, visit.found, None
+        if is_computed:
+            tree.release(visit)
+        else:
+            tree.withdraw(visit)
+        if request.mispredicted_tokens:
+            predicted_tokens = request.prompt_tokens - work.uncached_tokens
+            cached_tokens = predicted_tokens - request.mispredicted_tokens
+            cause = self._predictions.settle(visit, found, predicted_tokens, cached_tokens)
+            request.mispredicted_tokens = 0
         request.worker = request.work = request.visit = None
+        return cause
 
-    def _placement(
-        self, request: Request, candidates: Candidates, choice: Choice, cached_tokens: NDArray[np.int64]
-    ) -> Placement:
-        matched_tokens = int(cached_tokens[choice.chosen])
-        return Placement(
-            candidates.ids[choice.chosen],
-            choice.mode,
-            self._policy.name,
-            matched_tokens,
-            request.prompt_tokens - matched_tokens,
-            _shown(candidates, choice, cached_tokens),
-            choice.adjusted,
-        )
-
-
-def _shown(candidates: Candidates, choice: Choice, cached_tokens: NDArray[np.int64]) -> tuple[Candidate, ...]:
-    """The cheapest candidates, cheapest first, the chosen one among them."""
-    order = _cheapest(choice.total_s)
-    indices = order.tolist()
-    if choice.chosen not in indices:
-        order[-1] = indices[-1] = choice.chosen
-    ids = candidates.ids
-    return tuple(
-        map(
-            Candidate,
-            [ids[index] for index in indices],
-            cached_tokens[order].tolist(),
-            choice.load_s[order].tolist(),
-            choice.eviction_s[order].tolist() if choice.eviction_s is not None else _NOTHING,
-            choice.prefill_s[order].tolist(),
-            choice.total_s[order].tolist(),
-        )
-    )
-
-
-def _cheapest(total_s: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The indices of the least totals, in order, equal ones by slot."""
-    if len(total_s) <= SORTED_WHOLE:
-        return total_s.argsort(kind="stable")[:SHOWN]
-    near: NDArray[np.int64] = (total_s <= np.partition(total_s, SHOWN)[SHOWN]).nonzero()[0]
-    return near.take(total_s.take(near).argsort(kind="stable")[:SHOWN])
+    def counters(self) -> dict[str, int]:
+        """What came of predictions and of the workers' reports, as `SchedulerStatistics` has it; none that are 0."""
+        reports = msgspec.structs.asdict(self.tree.report_statistics())
+        counters = {**self._predictions.counters(), **{f"kv_{name}": count for name, count in reports.items()}}
+        return {name: count for name, count in counters.items() if count}

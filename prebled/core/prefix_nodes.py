@@ -1,27 +1,33 @@
-"""What the prefix tree is made of: nodes, and the visits that keep them alive.
+"""The prefix nodes: a radix tree of runs of block hashes, who holds which, and an index to find a node by its hash.
 
-Plain values; the rules that bind them are `PrefixTree`'s, and `check_tree` states them.
+Rules it keeps. A worker holds a node whole or not at all, and only with all before it. A node lives while a worker holds
+it, a request of the history window ended at it, or a node below it lives. The index has the first and the last hash of
+each run that some worker reported, not one entry per block. Where two nodes have an equal hash at an end, which chance
+does not bring, the index has one of them and reports about the other are not understood. It knows neither the window,
+nor bounds, nor messages.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterable, Mapping
 
 from prebled.core.blocks import HASH_BYTES
 from prebled.core.use_order import Holding, UseOrder
 
 
 class PrefixNode:
-    """A run of blocks. `holders`: bit per slot of the workers that hold it; `holdings`: the same workers and those with
-    hits in the history window."""
+    """A run of blocks. `end`: blocks from the first of the prompt to the end of this run. `first`: the run's first hash.
+    `holders`: bit per slot of the workers that hold it; `holdings`: the same workers, and with their last holding those
+    that had requests of the history window end here."""
 
-    __slots__ = ("children", "holders", "holdings", "parent", "run")
+    __slots__ = ("children", "end", "first", "holders", "holdings", "is_indexed", "parent", "run")
 
-    def __init__(self, run: bytes, parent: PrefixNode | None) -> None:
+    def __init__(self, run: bytes, first: bytes, parent: PrefixNode | None, end: int) -> None:
         self.run = run
+        self.first = first
         self.parent = parent
+        self.end = end
         self.children: dict[bytes, PrefixNode] | None = None
         self.holders = 0
+        self.is_indexed = False
         self.holdings: dict[int, Holding] = {}
 
     @property
@@ -29,62 +35,178 @@ class PrefixNode:
         """Length of the run."""
         return len(self.run) // HASH_BYTES
 
+    def path(self) -> bytes:
+        """The hashes from the first block of the prompt to the end of this run."""
+        runs = []
+        node = self
+        while node.parent is not None:
+            runs.append(node.run)
+            node = node.parent
+        return b"".join(reversed(runs))
+
+    def shared(self, slot: int, most_nodes: int) -> int:
+        """Requests of the history window that had all of this run and were placed there. Looks at so many nodes at the
+        most, this one and those below it, and leaves out the others."""
+        found = 0
+        nodes = [self]
+        for node in nodes:
+            holding = node.holdings.get(slot)
+            if holding is not None:
+                found += holding.visits
+            if node.children is not None and len(nodes) < most_nodes:
+                nodes.extend(node.children.values())
+                del nodes[most_nodes:]
+        return found
+
+
+class PrefixNodes:
+    """See the module. `changes` counts what makes a `Match` stale; `uses` numbers uses and reports, over all workers;
+    `collisions` counts ends of nodes that the index could not take. `max_blocks` and `max_nodes` are for others to
+    keep."""
+
+    def __init__(self, max_blocks: int, max_nodes: int) -> None:
+        self.max_blocks = max_blocks
+        self.max_nodes = max_nodes
+        self.root = PrefixNode(b"", b"", None, 0)
+        self.orders: dict[int, UseOrder] = {}
+        self.index: dict[bytes, PrefixNode] = {}
+        self.blocks = 0
+        self.nodes = 0
+        self.changes = 0
+        self.uses = 0
+        self.collisions = 0
+
+    # --- nodes ---
+
+    def add(self, parent: PrefixNode, run: bytes) -> PrefixNode:
+        """A new leaf, which somebody must hold at once."""
+        first = run[:HASH_BYTES]
+        blocks = len(run) >> 3
+        leaf = PrefixNode(run, first, parent, parent.end + blocks)
+        if parent.children is None:
+            parent.children = {first: leaf}
+        else:
+            parent.children[first] = leaf
+        self.blocks += blocks
+        self.nodes += 1
+        self.changes += 1
+        return leaf
+
+    def split(self, lower: PrefixNode, blocks: int) -> PrefixNode:
+        """Cut a node after so many of its blocks; the new upper part is returned. The lower part stays the same object
+        with the same holdings, so that visits which end there still do."""
+        parent, run, index = lower.parent, lower.run, self.index
+        assert parent is not None
+        assert parent.children is not None
+        assert 0 < blocks < len(run) >> 3
+        cut = blocks * HASH_BYTES
+        upper = PrefixNode(run[:cut], lower.first, parent, parent.end + blocks)
+        parent.children[upper.first] = upper
+        lower.run = run[cut:]
+        lower.first = lower.run[:HASH_BYTES]
+        lower.parent = upper
+        upper.children = {lower.first: lower}
+        if lower.is_indexed:
+            if index.get(upper.first) is lower:
+                index[upper.first] = upper
+            self._add_to_index(lower.first, lower)
+            self._add_to_index(upper.run[-HASH_BYTES:], upper)
+            upper.is_indexed = True
+        upper.holders = lower.holders
+        for slot, holding in lower.holdings.items():
+            if holding.is_held:
+                upper.holdings[slot] = self.orders[slot].split(holding, upper)
+        self.nodes += 1
+        self.changes += 1
+        return upper
+
+    def tidy(self, node: PrefixNode, slot: int) -> None:
+        """Forget what says nothing any more: a holding that is over and has no visits, and nodes without a reason to
+        live."""
+        holdings = node.holdings
+        holding = holdings[slot]
+        if not holding.is_held and not holding.visits:
+            del holdings[slot]
+            if not holdings and node.children is None:
+                self._prune(node)
+
+    def list_in_index(self, node: PrefixNode) -> None:
+        """Some worker reported this node."""
+        node.is_indexed = True
+        self._add_to_index(node.first, node)
+        if len(node.run) > HASH_BYTES:
+            self._add_to_index(node.run[-HASH_BYTES:], node)
+
+    def _add_to_index(self, key: bytes, node: PrefixNode) -> None:
+        if self.index.setdefault(key, node) is not node:
+            self.collisions += 1
+
+    def _prune(self, node: PrefixNode) -> None:
+        """Take out a node without a reason to live, and those above it that have lived for it alone."""
+        while (parent := node.parent) is not None and not node.holdings and node.children is None:
+            children, first = parent.children, node.first
+            assert children is not None
+            if len(children) == 1:
+                parent.children = None
+            else:
+                del children[first]
+            if node.is_indexed:
+                index = self.index
+                if index.get(first) is node:
+                    del index[first]
+                if len(node.run) > HASH_BYTES and index.get(last := node.run[-HASH_BYTES:]) is node:
+                    del index[last]
+            self.blocks -= len(node.run) >> 3
+            self.nodes -= 1
+            self.changes += 1
+            node = parent
+
+    # --- holdings ---
+
+    def hold(self, node: PrefixNode, order: UseOrder, above: Holding) -> Holding:
+        """The worker holds this node, which it did not, from now on; `above` is its holding of the node's parent."""
+        holdings, slot = node.holdings, order.slot
+        old = holdings.get(slot)
+        holding = holdings[slot] = order.add(node, above, self.uses, 0 if old is None else old.visits)
+        node.holders |= order.bit
+        return holding
+
+    def drop(self, leaf: Holding, order: UseOrder) -> None:
+        """It holds this no more, and nothing below it."""
+        node = leaf.node
+        order.drop(leaf)
+        node.holders ^= order.bit
+        if not leaf.visits:
+            holdings = node.holdings
+            del holdings[order.slot]
+            if not holdings and node.children is None:
+                self._prune(node)
+
+    def below(self, top: Holding, order: UseOrder) -> list[Holding]:
+        """This holding and all those of the same worker below it, each after its parent."""
+        slot, bit = order.slot, order.bit
+        found = [top]
+        for holding in found:
+            if holding.below:
+                children = holding.node.children
+                assert children is not None
+                found.extend(child.holdings[slot] for child in children.values() if child.holders & bit)
+        return found
+
 
 class Visit:
-    """One request in the history window: when, on which worker, and the node where its path ends. `node` None: it was
-    taken back."""
+    """One request: where its path ends, on which worker, and its number in the order of uses.
 
-    __slots__ = ("node", "slot", "time")
+    `is_counted`: it is in the history window, which it leaves at a `time` in seconds, or when it is taken back. `found`:
+    the worker's deepest holding on the path when the request was booked (that of the root: none); None once the request
+    has ended. `holding` None: the path is empty."""
 
-    def __init__(self, node: PrefixNode | None, slot: int, time: float) -> None:
-        self.node = node
+    __slots__ = ("found", "holding", "is_counted", "number", "slot", "time")
+
+    def __init__(self, holding: Holding | None, found: Holding | None, slot: int, number: int, time: float) -> None:
+        self.holding = holding
+        self.found = found
         self.slot = slot
+        self.number = number
         self.time = time
-
-
-def check_tree(root: PrefixNode, visits: Iterable[Visit], orders: Mapping[int, UseOrder]) -> tuple[int, int]:
-    """Raise AssertionError where a rule of `PrefixTree` does not hold; its blocks and its nodes. Walks all of it."""
-    blocks = nodes = 0
-    held: dict[int, set[int]] = {slot: set() for slot in orders}
-    ends: dict[tuple[int, int], int] = {}
-    for visit in visits:
-        if visit.node is not None:
-            key = (id(visit.node), visit.slot)
-            ends[key] = ends.get(key, 0) + 1
-    queue = [root]
-    for node in queue:
-        queue.extend((node.children or {}).values())
-        if node is not root:
-            blocks += node.blocks
-            nodes += 1
-            _check_node(node, root, ends, held)
-    for slot, order in orders.items():
-        order_held = order.held()
-        assert {id(holding.node) for holding in order_held} == held[slot]
-        assert len(order_held) == len(held[slot])
-        assert order.blocks == sum(holding.node.blocks for holding in order_held) <= order.capacity_blocks
-        assert order.visits == sum(count for (_, where), count in ends.items() if where == slot)
-        times = [holding.used for holding in order_held]
-        assert times == sorted(times)
-    return blocks, nodes
-
-
-def _check_node(
-    node: PrefixNode, root: PrefixNode, ends: dict[tuple[int, int], int], held: dict[int, set[int]]
-) -> None:
-    parent = node.parent
-    assert parent is not None
-    assert parent.children is not None
-    assert parent.children[node.run[:HASH_BYTES]] is node
-    assert node.run
-    assert node.children is None or node.children
-    assert node.holdings, "a node that nobody holds or shared in the window"
-    assert node.holders == sum(1 << slot for slot, holding in node.holdings.items() if holding.is_held)
-    assert parent is root or node.holders & ~parent.holders == 0, "held without what is before it"
-    for slot, holding in node.holdings.items():
-        assert holding.node is node
-        assert holding.is_held or holding.hits
-        below = sum(child.holdings[slot].hits for child in (node.children or {}).values() if slot in child.holdings)
-        assert holding.hits == ends.get((id(node), slot), 0) + below
-        if holding.is_held:
-            held[slot].add(id(node))
+        self.is_counted = holding is not None

@@ -4,12 +4,19 @@ A path-compressed radix tree over chained block hashes (Preble, section 3.2). A 
 occur only together; the run is one string of 8-byte hashes. A worker holds a node whole or not at all: where a worker
 holds, evicts or asks for part of one, the node is split there.
 
-Rules it keeps. What a worker holds is closed upwards (a block is held only with all before it), leaves go first, and
-never more than its capacity. A node lives while a worker holds it or a request of the history window shared it. At
-most `max_blocks` blocks, in at most an eighth as many nodes (short runs cost more memory per block): past either bound
-the history is shortened, oldest first, which drops the coldest nodes that nobody holds; then the coldest holdings go.
-`check_invariants` states all of it. It does not know tokens, requests or costs; workers are small numbers (slots), and
-time is passed in, never going back.
+What a worker holds is known from two sources. A request that is placed makes its whole path *expected* there, since what
+is in flight is as good as cached. A worker that reports (`core.reported`) says what its cache has, and its word wins:
+what it *stored* stays until it says otherwise, and what was expected and is not stored by the time the request has ended
+is taken back, unless another in flight expects it. A worker that does not report is taken to have stored what its
+requests computed, and to let its least recently used leaves go when its capacity is passed.
+
+Rules it keeps besides those of `core.prefix_nodes`: at most `max_blocks` blocks, in at most an eighth as many nodes
+(short runs cost more memory per block). Near either bound the history is shortened, oldest first, which drops the
+coldest nodes that nobody holds; past it then go the coldest holdings of workers that do not report; and only then those of
+workers that do. What was reported and is forgotten so makes for worse placements, never for an error: later reports
+about it are counted as unknown, and no snapshot is asked for, which would not fit either. `check_invariants` states all
+of it. The tree does not know tokens, requests or costs; workers are small numbers (slots), and time is passed in, never
+going back.
 
 Two prefixes with an equal 64-bit hash would be taken for one: with n blocks in the tree a chance of n^2 / 2^65 in all,
 and the harm is one placement that finds less cached than it was promised.
@@ -18,16 +25,20 @@ and the harm is one placement that finds less cached than it was promised.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 import msgspec
 
 from prebled.core.blocks import HASH_BYTES
 from prebled.core.matching import Match, common_blocks
-from prebled.core.prefix_nodes import PrefixNode, Visit, check_tree
+from prebled.core.prefix_nodes import PrefixNode, PrefixNodes, Visit
+from prebled.core.reported import Reports, ReportStatistics
+from prebled.core.tree_check import check_tree
 from prebled.core.use_order import Holding, UseOrder
+from prebled.messages import KvChange, KvStored
 
 BLOCKS_PER_NODE = 8
-"""At the bound, nodes hold at least this many blocks on average: a node costs as much memory as about 70 blocks."""
+"""At the bound, nodes hold at least this many blocks on average: a node costs as much memory as about 80 blocks."""
 
 
 class TreeStatistics(msgspec.Struct, frozen=True):
@@ -43,15 +54,12 @@ class PrefixTree:
     """See the module. Paths are given as bytes: the 8-byte hashes of all blocks from the first one on."""
 
     def __init__(self, *, max_blocks: int, window_s: float) -> None:
-        self.blocks = 0
-        self.nodes = 0
-        self._max_blocks = max_blocks
-        self._max_nodes = max(max_blocks // BLOCKS_PER_NODE, 1)
         self._window_s = window_s
-        self._root = PrefixNode(b"", None)
-        self._orders: dict[int, UseOrder] = {}
+        self._nodes = PrefixNodes(max_blocks, max(max_blocks // BLOCKS_PER_NODE, 1))
+        self._orders = self._nodes.orders
+        self._reports = Reports(self._nodes, self._bound)
         self._visits: deque[Visit] = deque()
-        self._changes = 0
+        self._newest_blocks = 0  # that the newest booking added
 
     # --- workers ---
 
@@ -59,20 +67,22 @@ class PrefixTree:
         """A worker that can hold so many blocks; new, or known with another size."""
         order = self._orders.get(slot)
         if order is None:
-            self._orders[slot] = UseOrder(self._root, capacity_blocks)
+            self._orders[slot] = UseOrder(slot, self._nodes.root, capacity_blocks)
         else:
             order.capacity_blocks = capacity_blocks
-            self._fit(slot, order)
+            self._fit(order)
 
     def forget_worker(self, slot: int) -> None:
-        """It holds nothing any more. Its hits stay until they leave the window."""
+        """It holds nothing any more and has reported nothing. Its visits stay until they leave the window."""
         order = self._orders.get(slot)
         if order is not None:
+            order.reports = order.has_forgotten = False
+            order.asked_at = float("-inf")
             for holding in order.held():
-                self._drop(slot, order, holding)
+                self._nodes.drop(holding, order)
 
     def use_order(self, slot: int) -> UseOrder:
-        """What the worker holds, oldest first. Not to be changed."""
+        """What the worker holds. Not to be changed."""
         return self._orders[slot]
 
     def visits(self, slot: int) -> int:
@@ -86,92 +96,112 @@ class PrefixTree:
         """How much of this path the tree has, and who holds it. Changes nothing."""
         nodes: list[PrefixNode] = []
         levels: list[tuple[int, int]] = []
-        children = self._root.children
+        tree = self._nodes
+        children = tree.root.children
         start = holders = 0
         while children and (child := children.get(hashes[start : start + HASH_BYTES])):
             run = child.run
             if child.holders != holders:
                 if holders:
-                    levels.append((start // HASH_BYTES, holders))
+                    levels.append((start >> 3, holders))
                 holders = child.holders
             if not hashes.startswith(run, start):
                 common = common_blocks(run, hashes[start : start + len(run)])
-                blocks = start // HASH_BYTES + common
+                blocks = (start >> 3) + common
                 if holders:
                     levels.append((blocks, holders))
-                return Match(hashes, nodes, levels, blocks, child, common, self._changes)
+                return Match(hashes, nodes, levels, blocks, child, common, tree.changes)
             nodes.append(child)
             start += len(run)
             children = child.children
-        blocks = start // HASH_BYTES
+        blocks = start >> 3
         if holders:
             levels.append((blocks, holders))
-        return Match(hashes, nodes, levels, blocks, None, 0, self._changes)
+        return Match(hashes, nodes, levels, blocks, None, 0, tree.changes)
 
     def hits(self, hashes: bytes) -> dict[int, int]:
-        """Per slot: requests of the window whose path had all of these blocks."""
+        """Per slot: requests of the window whose path had all of these blocks. Walks all that is below them."""
         match = self.match(hashes)
         if match.blocks * HASH_BYTES < len(hashes):
             return {}
-        node = match.partial or (match.nodes[-1] if match.nodes else self._root)
-        return {slot: holding.hits for slot, holding in node.holdings.items() if holding.hits}
+        node = match.partial or (match.nodes[-1] if match.nodes else self._nodes.root)
+        found = {slot: node.shared(slot, self._nodes.nodes + 1) for slot in self._orders}
+        return {slot: hits for slot, hits in found.items() if hits}
 
-    # --- writing ---
+    def held_hashes(self, slot: int) -> frozenset[bytes]:
+        """All blocks that the worker holds, reported or expected. Walks all of them."""
+        runs = [holding.node.run for holding in self._orders[slot].held()]
+        return frozenset(run[at : at + HASH_BYTES] for run in runs for at in range(0, len(run), HASH_BYTES))
+
+    def statistics(self) -> TreeStatistics:
+        """Sizes, for people and for tests."""
+        held = {slot: order.blocks for slot, order in self._orders.items()}
+        return TreeStatistics(self._nodes.blocks, self._nodes.nodes, len(self._visits), held)
+
+    def report_statistics(self) -> ReportStatistics:
+        """What came of the workers' reports."""
+        return self._reports.statistics()
+
+    # --- requests ---
 
     def book(self, match: Match, slot: int, now: float) -> Visit:
-        """A request with this path was placed there: it counts in the window, and the worker holds the path from now
-        on, as the newest it has. `match` is that of the path; a stale one is matched again."""
-        path = self._path(match)
-        order = self._orders[slot]
-        if not path:
-            return Visit(None, slot, now)
-        self._use(path, slot, order, now, 1)
-        visit = Visit(path[-1], slot, now)
-        self._visits.append(visit)
+        """A request with this path was placed there: it counts in the window, and the worker is expected to hold the
+        path, as the newest it has. `match` is that of the path; a stale one is matched again."""
+        nodes, order, hashes = self._nodes, self._orders[slot], match.hashes
+        number = nodes.uses = nodes.uses + 1
+        if not hashes:
+            return Visit(None, None, slot, number, now)
+        if match.changes != nodes.changes:
+            match = self.match(hashes)
+        path, end, bit = match.nodes, match.blocks * HASH_BYTES, order.bit
+        if match.partial is not None:
+            path = [*path, nodes.split(match.partial, match.partial_blocks)]
+        held = len(path)
+        while held and not path[held - 1].holders & bit:
+            held -= 1
+        found = holding = path[held - 1].holdings[slot] if held else order.root
+        for node in path[held:]:
+            holding = nodes.hold(node, order, holding)
+        if end < len(hashes):
+            leaf = nodes.add(path[-1] if path else nodes.root, hashes[end:] if end else hashes)
+            holding = nodes.hold(leaf, order, holding)
+            self._newest_blocks = len(leaf.run) >> 3
+        order.touch(holding, number)
+        holding.flights += 1
+        holding.visits += 1
         order.visits += 1
-        if self._is_over():
+        visit = Visit(holding, found, slot, number, now)
+        self._visits.append(visit)
+        if order.blocks > order.capacity_blocks:
+            self._fit(order)
+        most_nodes = nodes.max_nodes
+        if nodes.blocks > nodes.max_blocks or nodes.nodes > most_nodes or len(self._visits) > most_nodes:
             self._bound()
         return visit
 
-    def withdraw(self, visit: Visit, keep_blocks: int) -> None:
-        """Take a booking back: its hit, and what the worker was to hold of its path past the first `keep_blocks`,
-        unless other requests of the window share that there."""
-        node, visit.node = visit.node, None
-        if node is None:
-            return
-        path = self._path_to(node)
-        slot, order = visit.slot, self._orders[visit.slot]
-        order.visits -= 1
-        start = sum(node.blocks for node in path)
-        for node in reversed(path):
-            start -= node.blocks
-            holding = node.holdings[slot]
-            holding.hits -= 1
-            if holding.is_held and not holding.hits and start >= keep_blocks and not self._held_children(node, slot):
-                self._drop(slot, order, holding)
+    def release(self, visit: Visit) -> None:
+        """The request has ended, its prompt computed. A worker that reports has told of it by now: what it has not
+        stored is no longer expected, unless others in flight are to compute it."""
+        self._make_room()
+        holding = self._land(visit)
+        if holding is not None and not holding.stored:
+            order = self._orders[visit.slot]
+            if order.reports:
+                self._take_back(holding, order)
             else:
-                self._tidy(node, slot, holding)
+                number = self._nodes.uses
+                while not holding.stored:
+                    holding.stored = number
+                    holding = holding.parent
 
-    def stored(self, hashes: bytes, slot: int, now: float) -> None:
-        """The worker says that it holds this path."""
-        self._use(self._path(self.match(hashes)), slot, self._orders[slot], now, 0)
-        if self._is_over():
-            self._bound()
-
-    def evicted(self, hashes: bytes, slot: int, keep_blocks: int) -> None:
-        """The worker says that of this path it holds no more than the first `keep_blocks`."""
-        match = self.match(hashes)
-        if match.blocks <= keep_blocks:
-            return
-        order = self._orders[slot]
-        depth = 0
-        for node in [*match.nodes, *([match.partial] if match.partial else [])]:
-            if depth + node.blocks > keep_blocks:
-                if depth < keep_blocks and node.holders >> slot & 1:
-                    self._split(node, keep_blocks - depth)
-                self._drop_below(node, slot, order)
-                return
-            depth += node.blocks
+    def withdraw(self, visit: Visit) -> None:
+        """The request has ended without its prompt being computed: its booking is taken back, and what it alone was to
+        compute is no longer expected."""
+        if visit.found is not None:
+            self._expire(visit)
+        holding = self._land(visit)
+        if holding is not None:
+            self._take_back(holding, self._orders[visit.slot])
 
     def advance(self, now: float, limit: int | None = None) -> None:
         """Let requests older than the window leave it; at most `limit` of them, so that a long pause is caught up with
@@ -182,152 +212,88 @@ class PrefixTree:
             self._expire(visits.popleft())
             limit = limit - 1 if limit is not None else None
 
-    def statistics(self) -> TreeStatistics:
-        """Sizes, for people and for tests."""
-        held = {slot: order.blocks for slot, order in self._orders.items()}
-        return TreeStatistics(self.blocks, self.nodes, len(self._visits), held)
+    # --- reports ---
 
-    # --- nodes ---
+    def report(self, slot: int, changes: Sequence[KvChange], now: float) -> bool:
+        """The worker says how its cache has changed, in this order. True: it should be asked for a snapshot."""
+        return self._reports.changed(self._orders[slot], changes, now)
 
-    def _path(self, match: Match) -> list[PrefixNode]:
-        """The nodes of exactly this path, made or split where they are missing."""
-        if match.changes != self._changes:
-            match = self.match(match.hashes)
-        path = match.nodes
-        end = match.blocks * HASH_BYTES
-        if match.partial is not None:
-            path = [*path, self._split(match.partial, match.partial_blocks)]
-        if end < len(match.hashes):
-            parent = path[-1] if path else self._root
-            leaf = PrefixNode(match.hashes[end:], parent)
-            if parent.children is None:
-                parent.children = {}
-            parent.children[leaf.run[:HASH_BYTES]] = leaf
-            self.blocks += leaf.blocks
-            self.nodes += 1
-            self._changes += 1
-            path = [*path, leaf]
-        return path
+    def replace(self, slot: int, runs: Sequence[KvStored], now: float) -> bool:
+        """The worker says all that its cache has, parents before children; expected there is, besides, only what is in
+        flight. True: another snapshot should be asked for."""
+        return self._reports.snapshot(self._orders[slot], runs, now)
 
-    def _split(self, lower: PrefixNode, blocks: int) -> PrefixNode:
-        """Cut a node after so many of its blocks; the new upper part is returned. The lower part stays the same object,
-        so that visits which end there still do."""
-        parent = lower.parent
-        assert parent is not None
-        assert parent.children is not None
-        assert 0 < blocks < lower.blocks
-        upper = PrefixNode(lower.run[: blocks * HASH_BYTES], parent)
-        parent.children[upper.run[:HASH_BYTES]] = upper
-        lower.run = lower.run[blocks * HASH_BYTES :]
-        lower.parent = upper
-        upper.children = {lower.run[:HASH_BYTES]: lower}
-        upper.holders = lower.holders
-        for slot, holding in lower.holdings.items():
-            above = upper.holdings[slot] = Holding(upper)
-            above.hits = holding.hits
-            if holding.is_held:
-                self._orders[slot].split(holding, above)
-        self.nodes += 1
-        self._changes += 1
-        return upper
+    # --- inside ---
 
-    def _tidy(self, node: PrefixNode, slot: int, holding: Holding) -> None:
-        """Remove what says nothing any more: a holding without hits that is not held, a node without holdings."""
-        if not holding.hits and not holding.is_held:
-            del node.holdings[slot]
-            # Children imply holdings: whoever holds or shared a child did so with its parent.
-            while not node.holdings and node.parent is not None:
-                parent = node.parent
-                assert parent.children is not None
-                del parent.children[node.run[:HASH_BYTES]]
-                if not parent.children:
-                    parent.children = None
-                self.blocks -= node.blocks
-                self.nodes -= 1
-                self._changes += 1
-                node = parent
+    def _land(self, visit: Visit) -> Holding | None:
+        """It is no longer in flight. None: it was not any more, or its holding is over."""
+        holding = visit.holding
+        if visit.found is None or holding is None:
+            return None
+        visit.found = None
+        if not holding.is_held:
+            return None
+        holding.flights -= 1
+        return holding
 
-    def _path_to(self, node: PrefixNode) -> list[PrefixNode]:
-        path = []
-        while node.parent is not None:
-            path.append(node)
-            node = node.parent
-        return path[::-1]
+    def _forget(self, leaf: Holding, order: UseOrder) -> None:
+        """Drop this, and what is before it if only a request that ends here was to compute it."""
+        self._nodes.drop(leaf, order)
+        self._take_back(leaf.parent, order)
 
-    # --- holdings ---
+    def _take_back(self, holding: Holding, order: UseOrder) -> None:
+        """Drop this and what is before it, as far as it is not stored and nobody in flight is to compute it."""
+        while not (holding.stored or holding.flights or holding.below):
+            above = holding.parent
+            self._nodes.drop(holding, order)
+            holding = above
 
-    def _use(self, path: list[PrefixNode], slot: int, order: UseOrder, now: float, hits: int) -> None:
-        """The worker holds this path as the newest it has, asked for `hits` times more; what no longer fits goes."""
-        bit = 1 << slot
-        for node in reversed(path):
-            holding = node.holdings.get(slot)
-            if holding is None:
-                holding = node.holdings[slot] = Holding(node)
-            if not holding.is_held:
-                node.holders |= bit
-            holding.hits += hits
-            order.use(holding, now)
-        if order.blocks > order.capacity_blocks:
-            self._fit(slot, order)
-
-    def _drop(self, slot: int, order: UseOrder, holding: Holding) -> None:
-        node = holding.node
-        order.drop(holding)
-        node.holders &= ~(1 << slot)
-        self._tidy(node, slot, holding)
-
-    def _drop_below(self, node: PrefixNode, slot: int, order: UseOrder) -> None:
-        """Drop a node and all that the worker holds below it, lowest first."""
-        below = [node]
-        for parent in below:
-            below.extend(self._held_children(parent, slot))
-        for parent in reversed(below):
-            holding = parent.holdings.get(slot)
-            if holding is not None and holding.is_held:
-                self._drop(slot, order, holding)
-
-    def _held_children(self, node: PrefixNode, slot: int) -> list[PrefixNode]:
-        return [child for child in (node.children or {}).values() if child.holders >> slot & 1]
-
-    def _fit(self, slot: int, order: UseOrder) -> None:
-        """The worker's own LRU: leaves that it used longest ago go until the rest fits."""
-        while order.blocks > order.capacity_blocks and (oldest := order.oldest()) is not None:
-            self._drop(slot, order, oldest)
-
-    # --- the window and the bound ---
+    def _fit(self, order: UseOrder) -> None:
+        """The LRU of a worker that does not report: leaves that it used longest ago go until the rest fits."""
+        if not order.reports:
+            while order.blocks > order.capacity_blocks and (oldest := order.oldest()) is not None:
+                self._forget(oldest, order)
 
     def _expire(self, visit: Visit) -> None:
-        node = visit.node
-        if node is None:
-            return
-        visit.node = None
-        slot = visit.slot
-        self._orders[slot].visits -= 1
-        while (parent := node.parent) is not None:
-            holding = node.holdings[slot]
-            holding.hits -= 1
-            if not holding.hits:
-                self._tidy(node, slot, holding)
-            node = parent
+        if visit.is_counted:
+            visit.is_counted = False
+            assert visit.holding is not None
+            slot, node = visit.slot, visit.holding.node
+            self._orders[slot].visits -= 1
+            holding = node.holdings[slot]  # of later requests, if that of the visit is over
+            holding.visits -= 1
+            if not holding.visits and not holding.is_held:
+                self._nodes.tidy(node, slot)
+
+    def _make_room(self) -> None:
+        """Shorten the history for one more request like the newest, so that its decision does not wait for that."""
+        nodes, visits = self._nodes, self._visits
+        for _ in range(2):
+            is_short = nodes.blocks + self._newest_blocks > nodes.max_blocks or nodes.nodes + 2 > nodes.max_nodes
+            if not visits or not (is_short or len(visits) >= nodes.max_nodes):
+                return
+            self._expire(visits.popleft())
 
     def _bound(self) -> None:
         while self._is_over():
             if self._visits:
                 self._expire(self._visits.popleft())
             else:
-                oldest = ((order.oldest(), slot) for slot, order in self._orders.items())
-                holding, slot = min(
-                    ((holding, slot) for holding, slot in oldest if holding is not None),
-                    key=lambda candidate: (candidate[0].used, candidate[1]),
+                oldest = ((order.oldest(), order) for order in self._orders.values())
+                holding, order = min(
+                    ((holding, order) for holding, order in oldest if holding is not None),
+                    key=lambda candidate: (candidate[1].reports, candidate[0].used),
                 )
-                self._drop(slot, self._orders[slot], holding)
+                order.has_forgotten = order.has_forgotten or bool(holding.stored and order.reports)
+                self._forget(holding, order)
 
     def _is_over(self) -> bool:
         """Whether a bound is passed."""
-        most_nodes = self._max_nodes
-        return self.blocks > self._max_blocks or self.nodes > most_nodes or len(self._visits) > most_nodes
+        nodes, most_nodes = self._nodes, self._nodes.max_nodes
+        return nodes.blocks > nodes.max_blocks or nodes.nodes > most_nodes or len(self._visits) > most_nodes
 
     def check_invariants(self) -> None:
         """Raise AssertionError where a rule of the module does not hold. Walks the whole tree."""
-        assert (self.blocks, self.nodes) == check_tree(self._root, self._visits, self._orders)
+        check_tree(self._nodes, self._visits)
         assert not self._is_over()
+

@@ -8,6 +8,8 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from prebled.core.types import RequestId
 
 if TYPE_CHECKING:
@@ -38,41 +40,23 @@ TRANSITIONS: dict[RequestState, frozenset[RequestState]] = {
 }
 
 
-class Request:
+class Request(msgspec.Struct, eq=False):
     """One request. `hashes`: of all full blocks of its prompt, dropped once the prompt is computed. `worker`, `work`
-    and `visit` are its booking, `kept_blocks` what the worker held of the prompt before. `avoided`: workers it
-    could not be sent to. Times in seconds."""
+    and `visit` are its booking, `mispredicted_tokens` is as in `Explanation`. `avoided`: workers it could not be sent
+    to. Times in seconds."""
 
-    __slots__ = (
-        "avoided",
-        "hashes",
-        "is_continued",
-        "kept_blocks",
-        "max_tokens",
-        "parked_at",
-        "prompt_tokens",
-        "request_id",
-        "state",
-        "visit",
-        "work",
-        "worker",
-    )
-
-    def __init__(
-        self, request_id: RequestId, hashes: bytes, prompt_tokens: int, max_tokens: int, *, is_continued: bool
-    ) -> None:
-        self.request_id = request_id
-        self.hashes = hashes
-        self.prompt_tokens = prompt_tokens
-        self.max_tokens = max_tokens
-        self.is_continued = is_continued
-        self.state = RequestState.ARRIVED
-        self.parked_at = 0.0
-        self.worker: Worker | None = None
-        self.work: Work | None = None
-        self.visit: Visit | None = None
-        self.kept_blocks = 0
-        self.avoided: tuple[Worker, ...] = ()
+    request_id: RequestId
+    hashes: bytes
+    prompt_tokens: int
+    max_tokens: int
+    is_continued: bool
+    state: RequestState = RequestState.ARRIVED
+    parked_at: float = 0.0
+    worker: Worker | None = None
+    work: Work | None = None
+    visit: Visit | None = None
+    mispredicted_tokens: int = 0
+    avoided: tuple[Worker, ...] = ()
 
     def move(self, state: RequestState) -> None:
         """Change state. An arrow that is not in the table is a bug: AssertionError."""

@@ -17,16 +17,29 @@ from typing import Any
 import msgspec
 
 from prebled.core.cost import PROFILES, CostModel
-from prebled.core.decisions import AbortRun, AnyDecision, Continue, Explanation, Place, Placement, Reject, RejectCode
+from prebled.core.decisions import (
+    AbortRun,
+    AnyDecision,
+    Continue,
+    Explanation,
+    Place,
+    Placed,
+    Reject,
+    RejectCode,
+    WantSnapshot,
+)
 from prebled.core.events import (
     AnyEvent,
     DrainStarted,
     FirstToken,
+    KvReported,
+    KvSnapshotTaken,
     RequestArrived,
     RequestCancelled,
     RequestFinished,
     RequestLost,
     SendFailed,
+    StepsMeasured,
     Tick,
     TokensMade,
     WorkerDraining,
@@ -46,21 +59,30 @@ from prebled.settings import CoreSettings
 
 class WorkerStatistics(msgspec.Struct, frozen=True):
     """One worker. `requests`: booked on it; `load_s`: seconds of its time still to do; `held_tokens`: believed to be in
-    its cache. The rest is from its newest beat."""
+    its cache; `cost`: what work costs it, fitted to `steps` of its steps (`steps_ignored` made no sense), whose times
+    it misses by `cost_error` in the median, relative to them (None: not fitted yet). The rest is from its newest beat.
+    """
 
     worker_id: WorkerId
     state: str
     requests: int
     load_s: float
     held_tokens: int
+    cost: CostModel
     queued: int
     running: int
     kv_used_tokens: int
+    steps: int = 0
+    steps_ignored: int = 0
+    cost_error: float | None = None
 
 
 class SchedulerStatistics(msgspec.Struct, frozen=True):
     """Numbers as of now. `waiting`: placed without a token yet (what `max_waiting` bounds). `counters` since the start:
-    `placed_MODE`, `rejected_CODE`, `ignored_EVENT`, `sends_failed`, `clock_steps_back`."""
+    `placed_MODE`, `rejected_CODE`, `ignored_EVENT`, `sends_failed`, `clock_steps_back`; of requests that got a first
+    token `predictions`, `predictions_exact`, `cached_tokens_predicted`, `cached_tokens_actual`, and of those that have
+    ended `mispredicted_CAUSE` (requests) and `mispredicted_tokens_CAUSE` (by how much); `kv_` before each of
+    `ReportStatistics`."""
 
     requests: int
     waiting: int
@@ -109,6 +131,9 @@ class GlobalScheduler:
             RequestLost: self._request_lost,
             WorkerReady: self._worker_ready,
             WorkerLoad: self._worker_load,
+            KvReported: self._kv_reported,
+            KvSnapshotTaken: self._kv_snapshot_taken,
+            StepsMeasured: self._steps_measured,
             WorkerDraining: self._worker_draining,
             WorkerLost: self._worker_lost,
             DrainStarted: self._drain_started,
@@ -130,7 +155,7 @@ class GlobalScheduler:
         oldest = next(iter(self._parked.values()), None)
         return None if oldest is None else oldest.parked_at + self._park_s
 
-    def decision(self, request_id: RequestId) -> Placement | Reject | None:
+    def decision(self, request_id: RequestId) -> Placed | Reject | None:
         """The newest placement or refusal of a request, if it is among the last `kept_decisions`."""
         return self._journal.decision(request_id)
 
@@ -148,7 +173,7 @@ class GlobalScheduler:
             mean_output_tokens=self._placer.loads.mean_output_tokens,
             tree=tree,
             workers=tuple(self._worker_statistics(worker, tree) for worker in self._workers),
-            counters=dict(self._counters),
+            counters={**self._counters, **self._placer.counters()},
         )
 
     # --- requests ---
@@ -199,7 +224,7 @@ class GlobalScheduler:
         self._waiting -= request.is_waiting
         request.move(RequestState.RUNNING)
         request.hashes = b""
-        self._placer.start(request, self._now)
+        self._placer.start(request, event.cached_tokens, self._now)
         self._journal.started(request.request_id, event.cached_tokens)
         return []
 
@@ -256,6 +281,29 @@ class GlobalScheduler:
             return self._ignored(event)
         worker.queued, worker.running, worker.kv_used_tokens = event.queued, event.running, event.kv_used_tokens
         self._placer.loads.report(worker.slot, event.queued, event.running)
+        return []
+
+    def _kv_reported(self, event: KvReported) -> list[AnyDecision]:
+        worker = self._workers.get(event.worker_id)
+        if worker is None:
+            return self._ignored(event)
+        is_wanted = self._placer.kv_reported(worker, event.changes, self._now)
+        return [WantSnapshot(worker.worker_id)] if is_wanted else []
+
+    def _kv_snapshot_taken(self, event: KvSnapshotTaken) -> list[AnyDecision]:
+        worker = self._workers.get(event.worker_id)
+        if worker is None:
+            return self._ignored(event)
+        is_wanted = self._placer.kv_snapshot_taken(worker, event.runs, self._now)
+        return [WantSnapshot(worker.worker_id)] if is_wanted else []
+
+    def _steps_measured(self, event: StepsMeasured) -> list[AnyDecision]:
+        worker = self._workers.get(event.worker_id)
+        if worker is None:
+            return self._ignored(event)
+        if event.left_out:
+            self._counters["steps_left_out"] += event.left_out
+        self._placer.steps_measured(worker, event.samples)
         return []
 
     def _worker_draining(self, event: WorkerDraining) -> list[AnyDecision]:
@@ -318,7 +366,9 @@ class GlobalScheduler:
         """Take a placed request off its worker."""
         self._waiting -= request.is_waiting
         request.move(state)
-        self._placer.release(request, is_computed=is_computed)
+        cause = self._placer.release(request, is_computed=is_computed)
+        if cause is not None:
+            self._journal.mispredicted(request.request_id, cause)
 
     def _end(self, request: Request, *, is_computed: bool) -> None:
         """Forget a request, wherever it stands."""
@@ -358,15 +408,20 @@ class GlobalScheduler:
         return []
 
     def _worker_statistics(self, worker: Worker, tree: TreeStatistics) -> WorkerStatistics:
+        fit = self._placer.cost_fit(worker.slot)
         return WorkerStatistics(
             worker_id=worker.worker_id,
             state=worker.state.value,
             requests=len(worker.requests),
             load_s=float(self._placer.loads.seconds[worker.slot]),
             held_tokens=tree.held_blocks[worker.slot] * self._block_tokens,
+            cost=fit.model() if fit is not None else self._placer.cost(worker.slot),
             queued=worker.queued,
             running=worker.running,
             kv_used_tokens=worker.kv_used_tokens,
+            steps=fit.samples if fit is not None else 0,
+            steps_ignored=fit.ignored if fit is not None else 0,
+            cost_error=fit.error if fit is not None else None,
         )
 
     def check_invariants(self) -> None:

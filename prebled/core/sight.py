@@ -4,25 +4,56 @@ candidate, in the order of slots; costs are seconds of the worker's time."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from prebled.core.cost import CostModel
+from prebled.core.cost import CostModel, decode_seconds, prefill_seconds
 from prebled.core.decisions import Mode
-from prebled.core.load import BOOKED, DECODE, DECODING, KV_TOKENS, REQUESTS, WAITING_TOKENS, Work, wait_s
+from prebled.core.load import (
+    BOOKED,
+    DECODE,
+    DECODE_CONTEXT,
+    DECODE_SEQUENCE,
+    DECODING,
+    KV_TOKENS,
+    PREFILL_HALF_CONTEXT,
+    PREFILL_TOKEN,
+    REQUESTS,
+    SPEED,
+    WAITING_TOKENS,
+    Work,
+    wait_s,
+)
 from prebled.core.sharing import Sharing
 from prebled.core.types import WorkerId
 
 if TYPE_CHECKING:
     from prebled.core.use_order import UseOrder
 
+FEW = 12
+"""Up to so many candidates plain floats are quicker than arrays: a call of numpy takes as long as a dozen sums."""
+
 TIE_S = 1e-9
 """Costs closer than this are equal: sums of the same numbers in another order differ by less."""
 
-Seconds = NDArray[np.float64]
-Numbers = NDArray[np.float64]
+Seconds: TypeAlias = NDArray[np.float64]
+Numbers: TypeAlias = NDArray[np.float64]
+
+Vector: TypeAlias = NDArray[np.float64] | list[float]
+"""One number per candidate; which of the two is a matter of speed."""
+
+Indices: TypeAlias = Sequence[int] | NDArray[np.intp]
+"""Some candidates, ascending."""
+
+
+class Costs(Protocol):
+    """What work costs each worker: the loads."""
+
+    def cost(self, slot: int) -> CostModel:
+        """Its cost model as of now."""
 
 
 class Caches(Protocol):
@@ -32,15 +63,15 @@ class Caches(Protocol):
         """What that worker holds, in the order of its last use. Not to be changed."""
 
 
-class Sight(NamedTuple):
-    """A snapshot, to be read while choosing. `cached_tokens`: how much of the prompt each candidate is believed to
-    hold, or to be computing, of what an engine can take from its cache. `loads`: the columns of `Loads.table`.
-    `hashes`: the prompt's path."""
+class Sight(msgspec.Struct, frozen=True, gc=False):
+    """To be read while choosing, not later. `cached_tokens`: how much of the prompt each candidate is believed to hold,
+    or to be computing, of what an engine can take from its cache. `loads`: the rows of `Loads.table`; `costs`: the
+    models behind them. `hashes`: the prompt's path."""
 
     prompt_tokens: int
-    cached_tokens: NDArray[np.int64]
-    loads: NDArray[np.float64]
-    cost: CostModel
+    cached_tokens: Numbers
+    loads: Sequence[Numbers]
+    costs: Costs
     now: float
     ids: Sequence[WorkerId]
     slots: NDArray[np.int64]
@@ -51,8 +82,19 @@ class Sight(NamedTuple):
 
     def prefill_s(self) -> Seconds:
         """Prefill seconds of what is not cached, for each candidate."""
-        uncached: Seconds = np.subtract(float(self.prompt_tokens), self.cached_tokens)
-        return self.cost.prefill_s(uncached, self.prompt_tokens)
+        loads = self.loads
+        return prefill_seconds(
+            self.cached_tokens, self.prompt_tokens, loads[PREFILL_TOKEN], loads[PREFILL_HALF_CONTEXT]
+        )
+
+    def decode_s(self, output_tokens: Numbers, context_tokens: Numbers) -> Seconds:
+        """Decode seconds of so many tokens, for each candidate."""
+        loads = self.loads
+        return decode_seconds(output_tokens, context_tokens, loads[DECODE_SEQUENCE], loads[DECODE_CONTEXT])
+
+    def cost(self, index: int) -> CostModel:
+        """What work costs one candidate."""
+        return self.costs.cost(self.slots.item(index))
 
     def wait_s(self) -> Seconds:
         """Prefill seconds queued or running on each candidate, less what is done of the one in progress."""
@@ -68,6 +110,11 @@ class Sight(NamedTuple):
         """Sequences that decode on each candidate."""
         row: Numbers = self.loads[DECODING]
         return row
+
+    @property
+    def speed(self) -> Numbers:
+        """How many times as fast as the median worker each candidate prefills."""
+        return self.loads[SPEED]
 
     @property
     def requests(self) -> Numbers:
@@ -94,16 +141,19 @@ class Sight(NamedTuple):
         return row
 
 
-class Choice(NamedTuple):
+class Choice(msgspec.Struct, frozen=True, gc=False):
     """Candidate number `chosen` is to have the request. `total_s` is what was compared; `eviction_s` None: it does not
-    count in this policy. `adjusted`: what changed the plain choice, in words. `plan`: for the policy's own `booked`."""
+    count in this policy. `adjusted`: what changed the plain choice, in words. `plan`: for the policy's own `booked`.
+
+    The arrays are the choice's own: they are looked at when somebody asks for the reasons, and must not change until
+    then, as the columns of a sight do."""
 
     chosen: int
     mode: Mode
-    load_s: Seconds
-    prefill_s: Seconds
-    total_s: Seconds
-    eviction_s: Seconds | None = None
+    load_s: Vector
+    prefill_s: Vector
+    total_s: Vector
+    eviction_s: Vector | None = None
     adjusted: tuple[str, ...] = ()
     plan: object = None
 
@@ -141,12 +191,31 @@ class Memory(Protocol):
         """The worker there is gone, or begins anew."""
 
 
-def least(total_s: Seconds, last_booked: Numbers, among: NDArray[np.int64] | None = None) -> int:
-    """The index of the least total, ties broken as `Policy` says; `among`: only these indices."""
+def least(values: Vector, last_booked: Numbers, among: Indices | None = None) -> int:
+    """The index of the least value, ties broken as `Policy` says; `among`: only these indices."""
     if among is not None:
         if len(among) == 1:
             return int(among[0])
-        return int(among[least(total_s[among], last_booked[among])])
-    first = total_s.argmin()
-    tied = (total_s <= float(total_s[first]) + TIE_S).nonzero()[0]
-    return int(first if len(tied) == 1 else tied[last_booked[tied].argmin()])
+        if isinstance(values, list):
+            own: Vector = [values[index] for index in among]
+        else:
+            own = values[among].tolist() if len(among) <= FEW else values[among]
+        return int(among[least(own, last_booked[among])])
+    if isinstance(values, list):
+        return _least_listed(values, last_booked)
+    first = int(values.argmin())
+    tied = (values <= values.item(first) + TIE_S).nonzero()[0]
+    return first if len(tied) == 1 else int(tied[last_booked[tied].argmin()])
+
+
+def _least_listed(values: list[float], last_booked: Numbers) -> int:
+    first, *others = sorted(values)
+    edge = first + TIE_S
+    if not others or others[0] > edge:
+        return values.index(first)
+    return min((index for index, value in enumerate(values) if value <= edge), key=last_booked.item)
+
+
+def lowest(values: Vector) -> int:
+    """The index of the least value, the first of equal ones."""
+    return values.index(min(values)) if isinstance(values, list) else int(values.argmin())

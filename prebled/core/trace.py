@@ -7,11 +7,11 @@ It encodes and decodes lines; reading and writing files is for others.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
-from prebled.core.decisions import AnyDecision
+from prebled.core.decisions import AnyDecision, Placed, Placement
 from prebled.core.events import AnyEvent
 
 
@@ -30,8 +30,20 @@ class Handler(Protocol):
         """See `GlobalScheduler.handle`."""
 
 
-_ENCODER = msgspec.json.Encoder()
-_DECODER = msgspec.json.Decoder(TraceStep)
+def _written_out(value: object) -> Placement:
+    if isinstance(value, Placed):
+        return value.written_out()
+    raise NotImplementedError(type(value))
+
+
+def _read_back(wanted: type, value: Any) -> Placed:
+    if wanted is not Placed:
+        raise NotImplementedError(wanted)
+    return Placed(**msgspec.structs.asdict(msgspec.convert(value, Placement)))
+
+
+_ENCODER = msgspec.json.Encoder(enc_hook=_written_out)
+_DECODER = msgspec.json.Decoder(TraceStep, dec_hook=_read_back)
 
 
 def encode_step(step: TraceStep) -> bytes:

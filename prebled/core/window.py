@@ -14,7 +14,6 @@ from collections import deque
 import numpy as np
 from numpy.typing import NDArray
 
-from prebled.core.cost import CostModel
 from prebled.core.load import FIRST_OUTPUT_GUESS
 
 MOST_REQUESTS = 1 << 17
@@ -109,11 +108,11 @@ class Window:
             self._sums[slot] = _Sums(slot)
             self._write(self._sums[slot])
 
-    def seconds(self, slots: NDArray[np.int64], cost: CostModel) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The sums of PT and of DT for each of these workers."""
+    def sums(self, slots: NDArray[np.int64]) -> NDArray[np.float64]:
+        """For each of these workers: the sum of PT, the output tokens expected in all, and the mean context while they
+        are made, by which the worker's own decode cost gives the sum of DT."""
         self._grow(int(slots[-1]) + 1)
-        prefill_s, output_tokens, context = self._table.take(slots, axis=1)
-        return prefill_s, cost.decode_s(output_tokens, context)
+        return self._table.take(slots, axis=1)
 
     def _write(self, sums: _Sums) -> None:
         if sums is not self._sums[sums.slot]:  # of an earlier life of the worker

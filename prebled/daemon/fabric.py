@@ -20,8 +20,10 @@ import structlog
 from prebled.core.types import RunId, WorkerId
 from prebled.daemon.fabric_reports import FabricCounts, FabricListener, FabricStatistics
 from prebled.daemon.fabric_sockets import FabricSockets
-from prebled.daemon.peer import MOST_WORKERS, Peer, PeerTable
-from prebled.daemon.sequencer import Output, RunsLost, Sequencer, StreamBroken, StreamCounts
+from prebled.daemon.kv_stream import KvHeld, KvStream
+from prebled.daemon.peer import Introductions, Peer, PeerTable
+from prebled.daemon.sequencer import Output, RunsLost, StreamBroken
+from prebled.daemon.stream_counts import StreamCounts
 from prebled.errors import SettingsError
 from prebled.messages import (
     Abort,
@@ -31,9 +33,13 @@ from prebled.messages import (
     Done,
     Drain,
     Failed,
+    Frame,
     FromWorker,
+    GetSnapshot,
     Hello,
     Introduce,
+    KvChanged,
+    KvSnapshot,
     Leaving,
     Pulse,
     Ready,
@@ -42,7 +48,6 @@ from prebled.messages import (
     Replayed,
     Stop,
     Submit,
-    Tokens,
     ToWorker,
     Welcome,
 )
@@ -51,16 +56,13 @@ from prebled.settings import FabricSettings
 log = structlog.get_logger()
 P = ParamSpec("P")
 
-INTRODUCE_EVERY_S = 1.0
-"""A peer that does not say Hello although asked to is asked again after so long."""
-
 LEAST_STEP_S = 0.005
 """Time is kept at this pace at most."""
 
 
 class Fabric:
-    """`address`: `unix:PATH` or `tcp:HOST:PORT`. `daemon_epoch`: 8 bytes, new for each life of the daemon. Life:
-    `start`, then `run` as a task while it is in use, then `close`."""
+    """`address`: `unix:PATH` or `tcp:HOST:PORT`. `daemon_epoch`: 8 bytes, new for each life of the daemon. `model`: the
+    name that block hashes start from. Life: `start`, then `run` as a task while it is in use, then `close`."""
 
     def __init__(
         self,
@@ -70,6 +72,7 @@ class Fabric:
         settings: FabricSettings,
         *,
         block_tokens: int,
+        model: str,
     ) -> None:
         if len(daemon_epoch) != 8:
             raise SettingsError(f"daemon epoch {daemon_epoch!r}: not 8 bytes")
@@ -77,8 +80,9 @@ class Fabric:
         self._listener = listener
         self._settings = settings
         self._block_tokens = block_tokens
+        self._model = model
         self._peers = PeerTable()
-        self._introduced_at: dict[bytes, float] = {}
+        self._introductions = Introductions()
         self._unsent: dict[WorkerId, Peer] = {}  # with a batch in the making
         self._flush_soon: asyncio.Handle | None = None
         self._counts = FabricCounts()
@@ -136,6 +140,12 @@ class Fabric:
     def abort_nowait(self, worker_id: WorkerId, run_ids: Sequence[RunId]) -> None:
         """End these runs; each still ends by `run_done` or `run_failed`. Ignored if the worker is not there."""
         self._send_to(worker_id, Abort(tuple(run_ids)))
+
+    def ask_snapshot(self, worker_id: WorkerId) -> None:
+        """What the worker's cache holds is to be told anew, by `kv_snapshot`. Ignored if the worker is not ready."""
+        peer = self._peers.get(worker_id)
+        if peer is not None and peer.sequencer is not None:
+            self._pass_on(peer, peer.kv.want(self._loop.time()))
 
     def drain_worker(self, worker_id: WorkerId) -> bool:
         """Tell a worker to take nothing new. False: it is not there."""
@@ -223,7 +233,9 @@ class Fabric:
             case Beat():
                 self._take_beat(peer, message, now)
             case Ready():
-                self._take_ready(peer, message)
+                self._take_ready(peer, message, now)
+            case KvSnapshot():
+                self._pass_on(peer, peer.kv.take_snapshot(message, now))
             case Leaving(reason=reason):
                 self._lose(peer, f"it leaves: {reason}")
             case Done() | Failed() if peer.sequencer is not None:
@@ -233,16 +245,16 @@ class Fabric:
             case _:
                 self._counts.stale_messages += 1
 
-    def _take_frame(self, frame: Tokens) -> None:
+    def _take_frame(self, frame: Frame) -> None:
         peer = self._peers.of_epoch(frame.epoch)
         if peer is None or peer.sequencer is None:
             self._stream_counts.stale_frames += 1
             return
         now = self._loop.time()
-        peer.saw_frame(now)
+        peer.saw_frame(frame, now)
         self._pass_on(peer, peer.sequencer.take_frame(frame, now))
 
-    def _pass_on(self, peer: Peer, outputs: list[Output]) -> None:
+    def _pass_on(self, peer: Peer, outputs: Sequence[Output]) -> None:
         """Tell what the sequencer brought. One failing call must not cost the others their tokens."""
         rest = iter(outputs)
         while True:
@@ -263,7 +275,11 @@ class Fabric:
                 self._listener.run_done(peer.worker_id, output)
             case Failed():
                 self._listener.run_failed(peer.worker_id, output)
-            case Replay():
+            case KvChanged(changes=changes):
+                self._listener.kv_changed(peer.worker_id, changes)
+            case KvHeld(runs):
+                self._listener.kv_snapshot(peer.worker_id, runs)
+            case Replay() | GetSnapshot():
                 self._send(peer, output)
             case RunsLost(run_ids, first_seq, last_seq):
                 self._lose_runs(peer, run_ids, f"frames {first_seq} to {last_seq} cannot be had any more")
@@ -297,20 +313,21 @@ class Fabric:
             self._lose(old, old.gone or back)
         peer = self._peers.get(hello.worker_id)
         if peer is None:
-            peer = Peer(hello, identity, self._loop.time())
+            kv = KvStream(patience_s=self._settings.lost_after_s, counts=self._stream_counts)
+            peer = Peer(hello, identity, kv, self._loop.time())
             self._peers.add(peer)
             log.info("worker known", worker=peer.worker_id, pid=peer.pid, engine=hello.engine, epoch=peer.epoch)
             self._listener.worker_known(peer.worker_id, peer.epoch, peer.pid, hello.engine)
         else:
             peer.identity, peer.heard_at = identity, self._loop.time()
             self._peers.add(peer)
-        self._introduced_at.pop(identity, None)
-        self._send(peer, Welcome(self._daemon_epoch))
+        self._introductions.forget(identity)
+        self._send(peer, Welcome(self._daemon_epoch, self._model))
         orphans = self._peers.take_orphans(peer)
         if orphans:
             self._send(peer, Abort(orphans))  # they went on elsewhere
 
-    def _take_ready(self, peer: Peer, ready: Ready) -> None:
+    def _take_ready(self, peer: Peer, ready: Ready, now: float) -> None:
         if peer.sequencer is not None:
             self._counts.stale_messages += 1  # the answer to a second Welcome; the first counts
             return
@@ -320,24 +337,15 @@ class Fabric:
             self._refuse(peer.identity, peer.worker_id, trouble)
             self._lose(peer, f"refused: {trouble}")
             return
-        peer.sequencer = Sequencer(
-            peer.epoch,
-            ready.next_seq,
-            replay_after_s=self._settings.replay_after_s,
-            give_up_s=self._settings.lost_after_s,
-            counts=self._stream_counts,
-        )
+        peer.start_stream(ready.next_seq, self._settings, self._stream_counts)
         self._listener.worker_ready(peer.worker_id, peer.epoch, ready.capacity)
+        if not peer.gone:  # refused by the listener
+            self._pass_on(peer, peer.kv.open(ready.next_seq, now))
 
     def _introduce(self, identity: bytes) -> None:
-        now = self._loop.time()
-        if now - self._introduced_at.get(identity, -INTRODUCE_EVERY_S) < INTRODUCE_EVERY_S:
-            return
-        if len(self._introduced_at) >= MOST_WORKERS:
-            del self._introduced_at[next(iter(self._introduced_at))]
-        self._introduced_at[identity] = now
-        self._counts.introduces += 1
-        self._sockets.send(identity, Introduce())
+        if self._introductions.are_due(identity, self._loop.time()):
+            self._counts.introduces += 1
+            self._sockets.send(identity, Introduce())
 
     def _refuse(self, identity: bytes, worker_id: WorkerId, reason: str) -> None:
         self._counts.refused += 1

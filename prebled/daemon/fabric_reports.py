@@ -9,7 +9,7 @@ from typing import Protocol
 import msgspec
 
 from prebled.core.types import Epoch, RunId, WorkerId
-from prebled.messages import Beat, Capacity, Chunk, Done, Failed
+from prebled.messages import Beat, Capacity, Chunk, Done, Failed, KvChange, KvStored
 
 
 class FabricListener(Protocol):
@@ -27,6 +27,13 @@ class FabricListener(Protocol):
 
     def worker_beat(self, worker_id: WorkerId, beat: Beat) -> None:
         """The load of a worker that is or was ready; `beat.phase` tells whether it drains or stops."""
+
+    def kv_snapshot(self, worker_id: WorkerId, runs: Sequence[KvStored]) -> None:
+        """All that the worker's cache holds, parents before children. Follows each `worker_ready`, unless the worker
+        failed to tell, and comes again when it was asked for or changes were lost."""
+
+    def kv_changed(self, worker_id: WorkerId, changes: Sequence[KvChange]) -> None:
+        """How the cache has changed since, in order; what a run stored comes before its `run_done`."""
 
     def worker_lost(self, worker_id: WorkerId, reason: str) -> None:
         """The worker is gone, and with it all its runs that had not ended."""
@@ -83,3 +90,7 @@ class FabricStatistics(msgspec.Struct, frozen=True):
     holes: int
     late_chunks: int
     late_ends: int
+    kv_frames: int
+    snapshots: int
+    snapshots_asked: int
+    stale_snapshots: int

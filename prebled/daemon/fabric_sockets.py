@@ -19,7 +19,7 @@ from prebled.addresses import fabric_endpoints
 from prebled.core.types import Epoch, WorkerId
 from prebled.daemon.sequencer import UNDECODABLE
 from prebled.errors import SettingsError
-from prebled.messages import FRAME, FROM_WORKER, PROTOCOL_VERSION, FromWorker, Hello, Tokens, ToWorker, encode
+from prebled.messages import FRAME, FROM_WORKER, PROTOCOL_VERSION, Frame, FromWorker, Hello, ToWorker, encode
 
 log = structlog.get_logger()
 
@@ -45,7 +45,7 @@ class FabricSockets:
         address: str,
         topic: bytes,
         take_message: Callable[[bytes, FromWorker], None],
-        take_frame: Callable[[Tokens], None],
+        take_frame: Callable[[Frame], None],
     ) -> None:
         self._address = address
         self._endpoints = fabric_endpoints(address)
@@ -131,7 +131,7 @@ class FabricSockets:
             frame = FRAME.decode(parts[-1])
         except UNDECODABLE as error:
             self.bad_frames += 1
-            log.warning("a token frame did not decode", error=str(error), parts=len(parts), size=len(parts[-1]))
+            log.warning("a frame did not decode", error=str(error), parts=len(parts), size=len(parts[-1]))
         else:
             self._take_frame(frame)
 

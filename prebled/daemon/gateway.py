@@ -81,6 +81,9 @@ class RunSender(Protocol):
     def abort_nowait(self, worker_id: WorkerId, run_ids: Sequence[RunId]) -> None:
         """Queue an abort; ignored if the worker is not there."""
 
+    def ask_snapshot(self, worker_id: WorkerId) -> None:
+        """Have the worker tell anew what its cache holds; ignored if it is not there."""
+
 
 class ModelInfo(msgspec.Struct, frozen=True):
     """The served model. `created`: unix seconds. `context_tokens` 0 while no worker has told its capacity."""

@@ -18,6 +18,7 @@ from prebled.daemon.gateway import Gateway, ModelInfo
 from prebled.daemon.http_exchange import ClientGone, Exchange
 from prebled.daemon.http_generation import GenerationEndpoint
 from prebled.daemon.inputs import shown
+from prebled.daemon.metrics_http import OTHER_ROUTES, HttpMeter
 from prebled.daemon.openai import read_chat, read_completion
 from prebled.daemon.sse import ChatWriter, CompletionWriter
 from prebled.errors import (
@@ -36,43 +37,61 @@ from prebled.settings import LimitSettings
 log = structlog.get_logger()
 
 Handler = Callable[..., Awaitable[None]]  # of an Exchange and the path's parameters
+Expose = Callable[[str], tuple[bytes, bytes]]  # Accept header to content type and body
 
 
-def create_app(gateway: Gateway, limits: LimitSettings) -> ASGIApp:
+def create_app(gateway: Gateway, limits: LimitSettings, expose: Expose, meter: HttpMeter) -> ASGIApp:
     """The application; it knows no addresses. Needs a server with the extensions of `http_protocol` to cut off clients
-    that do not read."""
+    that do not read. `expose` gives the metrics, `meter` counts what is answered."""
 
     completion = partial(read_completion, default_max_tokens=limits.default_completion_tokens)
     chats = GenerationEndpoint(gateway, read_chat, ChatWriter, limits.max_body_bytes)
     completions = GenerationEndpoint(gateway, completion, CompletionWriter, limits.max_body_bytes)
+
+    def route(path: str, handler: Handler, *methods: str, is_probe: bool = False) -> Route:
+        return Route(path, _Endpoint(handler, limits, meter, path, methods, is_probe=is_probe))
+
     routes = [
-        Route("/v1/chat/completions", _Endpoint(chats, limits, "POST")),
-        Route("/v1/completions", _Endpoint(completions, limits, "POST")),
-        Route("/v1/models", _Endpoint(partial(_models, gateway), limits, "GET", "HEAD")),
-        Route("/v1/models/{name:path}", _Endpoint(partial(_model, gateway), limits, "GET", "HEAD")),
-        Route("/health", _Endpoint(partial(_health, gateway), limits, "GET", "HEAD", is_probe=True)),
-        Route("/live", _Endpoint(_live, limits, "GET", "HEAD", is_probe=True)),
-        Route("/ready", _Endpoint(partial(_ready, gateway), limits, "GET", "HEAD", is_probe=True)),
+        route("/v1/chat/completions", chats, "POST"),
+        route("/v1/completions", completions, "POST"),
+        route("/v1/models", partial(_models, gateway), "GET", "HEAD"),
+        route("/v1/models/{name:path}", partial(_model, gateway), "GET", "HEAD"),
+        route("/health", partial(_health, gateway), "GET", "HEAD", is_probe=True),
+        route("/live", _live, "GET", "HEAD", is_probe=True),
+        route("/ready", partial(_ready, gateway), "GET", "HEAD", is_probe=True),
+        route("/metrics", partial(_metrics, expose), "GET", "HEAD", is_probe=True),
     ]
-    return Router(routes, default=_Endpoint(_not_found, limits), redirect_slashes=False)
+    return Router(routes, default=_Endpoint(_not_found, limits, meter, OTHER_ROUTES), redirect_slashes=False)
 
 
 class _Endpoint:
     """An ASGI application of one handler: checks the method and turns what is raised into an answer. No `methods`: any.
-    Probes are answered however many connections there are."""
+    `route`: what its requests are counted as. Probes are answered however many connections there are."""
 
-    def __init__(self, handler: Handler, limits: LimitSettings, *methods: str, is_probe: bool = False) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        limits: LimitSettings,
+        meter: HttpMeter,
+        route: str,
+        methods: tuple[str, ...] = (),
+        *,
+        is_probe: bool = False,
+    ) -> None:
         self._handler = handler
         self._limits = limits
+        self._answered = partial(meter.answered, route)
+        self._gone = partial(meter.gone, route)
         self._methods = methods
         self._is_probe = is_probe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send, self._limits.retry_after_s)
+        exchange = Exchange(scope, receive, send, self._limits.retry_after_s, self._answered)
         try:
             await self._handle(exchange, scope.get("path_params", {}))
         except ClientGone:
-            return
+            if not exchange.is_started:
+                self._gone()
         except MethodNotAllowed as error:
             await exchange.refuse(error, [(b"allow", ", ".join(self._methods).encode())])
         except PrebledError as error:
@@ -127,6 +146,12 @@ async def _ready(gateway: Gateway, exchange: Exchange) -> None:
     if not status.ready:
         raise Unavailable(f"no worker is ready: {_worker_states(status)}")
     await exchange.reply(200, b'{"status":"ready"}')
+
+
+async def _metrics(expose: Expose, exchange: Exchange) -> None:
+    """For Prometheus."""
+    content_type, body = expose(exchange.accept)
+    await exchange.reply(200, body, content_type=content_type)
 
 
 def _worker_states(status: DaemonStatus) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
@@ -24,7 +24,7 @@ BODY_PAUSE_S = 30.0
 DRAIN_S = 5.0
 """How long the rest of a body that is too large is read and thrown away, so that its sender gets to read the answer."""
 
-_JSON = (b"content-type", b"application/json")
+_JSON = b"application/json"
 
 
 class ClientGone(Exception):
@@ -32,10 +32,14 @@ class ClientGone(Exception):
 
 
 class Exchange:
-    """`retry_after_s`: what overload answers say where the error itself does not."""
+    """`retry_after_s`: what overload answers say where the error itself does not. `begun` is told the status of the
+    answer before any of it is sent."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, retry_after_s: float) -> None:
-        headers = dict(scope["headers"])
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, retry_after_s: float, begun: Callable[[int], None]
+    ) -> None:
+        self._headers: list[tuple[bytes, bytes]] = scope["headers"]
+        headers = dict(self._headers)
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.given_id = headers.get(b"x-request-id", b"").decode("latin-1")
@@ -47,6 +51,12 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._retry_after_s = retry_after_s
+        self._begun = begun
+
+    @property
+    def accept(self) -> str:
+        """What the client would like to get."""
+        return ",".join([value.decode("latin-1") for name, value in self._headers if name == b"accept"])
 
     @property
     def is_crowded(self) -> bool:
@@ -94,9 +104,10 @@ class Exchange:
 
     # --- the response ---
 
-    async def reply(self, status: int, body: bytes, headers: Headers = ()) -> None:
-        """Answer with JSON."""
-        await self._begin(status, [_JSON, (b"content-length", b"%d" % len(body)), *headers])
+    async def reply(self, status: int, body: bytes, headers: Headers = (), *, content_type: bytes = _JSON) -> None:
+        """Answer with `body` as it is."""
+        length = (b"content-length", b"%d" % len(body))
+        await self._begin(status, [(b"content-type", content_type), length, *headers])
         await self._send({"type": "http.response.body", "body": body})
 
     async def refuse(self, error: PrebledError, headers: Headers = ()) -> None:
@@ -111,7 +122,7 @@ class Exchange:
         # The connection must close, as the rest of the body would come; but closing it with unread data in it would
         # take the answer from the client. So the answer goes out whole, and the end of the response comes later.
         length = (b"content-length", b"%d" % len(body))
-        await self._begin(error.status, [_JSON, length, (b"connection", b"close"), *extra])
+        await self._begin(error.status, [(b"content-type", _JSON), length, (b"connection", b"close"), *extra])
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
         await self._drain()
         await self._send({"type": "http.response.body", "body": b""})
@@ -135,6 +146,7 @@ class Exchange:
 
     async def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.is_started = True
+        self._begun(status)
         headers.append((b"x-request-id", self.request_id.encode()))
         if self.is_crowded:
             headers.append((b"connection", b"close"))

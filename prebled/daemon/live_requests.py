@@ -13,6 +13,7 @@ import msgspec
 
 from prebled.core.types import RequestId, RunId
 from prebled.daemon.gateway import GenerateInput
+from prebled.daemon.metrics_requests import RequestTimes
 from prebled.daemon.streams import RequestStream
 from prebled.errors import PrebledError
 from prebled.messages import FinishReason, Sampling, Submit, Usage
@@ -21,7 +22,7 @@ from prebled.messages import FinishReason, Sampling, Submit, Usage
 class LiveRequest:
     """One accepted request. `prompt` (uint32 LE) and `sampling` never change; `run_*` describe the present stay on a
     worker, if any; `cached_tokens`: what the first placement found in its cache (-1: not told yet); `refusal`: why the
-    scheduler would not have it."""
+    scheduler would not have it; `times`: the meter's."""
 
     __slots__ = (
         "cached_tokens",
@@ -34,16 +35,24 @@ class LiveRequest:
         "salt",
         "sampling",
         "stream",
+        "times",
     )
 
     def __init__(
-        self, request_id: RequestId, prompt: bytes, sampling: Sampling, salt: str, stream: RequestStream
+        self,
+        request_id: RequestId,
+        prompt: bytes,
+        sampling: Sampling,
+        salt: str,
+        stream: RequestStream,
+        times: RequestTimes,
     ) -> None:
         self.request_id = request_id
         self.prompt = prompt
         self.sampling = sampling
         self.salt = salt
         self.stream = stream
+        self.times = times
         self.run_id: RunId | None = None
         self.run_tokens = 0
         self.runs = 0

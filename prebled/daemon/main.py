@@ -29,6 +29,7 @@ from prebled.daemon.fabric import Fabric
 from prebled.daemon.gpus import plan_workers, visible_gpus
 from prebled.daemon.http import create_app
 from prebled.daemon.http_server import HttpServer
+from prebled.daemon.metrics import Metrics
 from prebled.daemon.notify import Notifier
 from prebled.daemon.runtime import Runtime
 from prebled.daemon.runtime_dir import RuntimeDir
@@ -113,15 +114,16 @@ class Daemon:
         model = model_for_workers(settings.model)
         daemon_epoch = time.time_ns().to_bytes(8, "big")
         name = settings.served_model_name or Path(settings.model).name
+        self._scheduler = GlobalScheduler(
+            make_policy(settings.policy, settings.core),
+            settings.core,
+            block_tokens=settings.block_tokens,
+            max_waiting=settings.limits.max_waiting,
+            retry_after_s=settings.limits.retry_after_s,
+            cost=profile(settings.core.profile or self._usual_profile()),
+        )
         self._runtime = Runtime(
-            GlobalScheduler(
-                make_policy(settings.policy, settings.core),
-                settings.core,
-                block_tokens=settings.block_tokens,
-                max_waiting=settings.limits.max_waiting,
-                retry_after_s=settings.limits.retry_after_s,
-                cost=profile(settings.core.profile or self._usual_profile()),
-            ),
+            self._scheduler,
             tokenizing,
             served_model_name=name,
             policy=settings.policy,
@@ -131,7 +133,12 @@ class Daemon:
         self._switchboard = Switchboard(self._runtime, model, self._tell_progress, self._tell_ready)
         fabric_address = settings.fabric_address or f"unix:{directory.fabric_path.resolve()}"
         self._fabric = Fabric(
-            fabric_address, daemon_epoch, self._switchboard, settings.fabric, block_tokens=settings.block_tokens
+            fabric_address,
+            daemon_epoch,
+            self._switchboard,
+            settings.fabric,
+            block_tokens=settings.block_tokens,
+            model=name,
         )
         self._runtime.attach(self._fabric)
         self._logs = WorkerLogs(directory.workers)
@@ -154,7 +161,7 @@ class Daemon:
         self._switchboard.attach(self._fabric, self._supervisor)
 
     def _usual_profile(self) -> str:
-        """The cost profile nearest to what will serve: coefficients fitted to each worker are still to come."""
+        """The cost profile nearest to what will serve, to start from: each worker's own steps correct it."""
         if self._settings.engine == "sim":
             return self._settings.sim.profile
         has_gpus = self._settings.launcher == "external" or visible_gpus(self._env)
@@ -162,11 +169,15 @@ class Daemon:
 
     async def _open_doors(self, stack: contextlib.AsyncExitStack, directory: RuntimeDir) -> None:
         settings = self._settings
-        self._http = HttpServer(create_app(self._runtime, settings.limits), settings.http, settings.limits)
+        metrics = Metrics(self._runtime, self._scheduler, self._fabric.statistics, max_blocks=settings.core.max_blocks)
+        app = create_app(self._runtime, settings.limits, metrics.expose, metrics.http)
+        self._http = HttpServer(app, settings.http, settings.limits)
+        metrics.connections["http"] = lambda: self._http.open_connections
         await self._http.start()
         stack.push_async_callback(self._http.wait_closed, DOORS_S)
         listen = settings.listen or (f"unix:{directory.socket_path}",)
         native = await stack.enter_async_context(SocketServer(self._runtime, listen, settings.limits))
+        metrics.connections["native"] = lambda: native.open_connections
         self._runtime.http_addresses = self._http.addresses
         self._runtime.listen_addresses = native.addresses
         log.info("listening", http=list(self._http.addresses), native=list(native.addresses))

@@ -9,24 +9,32 @@ import re
 from collections.abc import Iterator
 
 from prebled.core.types import Epoch, RunId, WorkerId
+from prebled.daemon.kv_stream import KvStream
 from prebled.daemon.sequencer import Sequencer
-from prebled.messages import PROTOCOL_VERSION, Beat, Hello, Submit
+from prebled.daemon.stream_counts import StreamCounts
+from prebled.messages import PROTOCOL_VERSION, Beat, Frame, Hello, Submit, Tokens
+from prebled.settings import FabricSettings
 
 MOST_WORKERS = 1024
 """Workers known at a time. Full: further ones are refused."""
+
+INTRODUCE_EVERY_S = 1.0
+"""A peer that does not say Hello although asked to is asked again after so long."""
 
 _WORKER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class Peer:
-    """A worker that said Hello. `identity` is where the ROUTER finds it; `sequencer` is there from Ready on."""
+    """A worker that said Hello. `identity` is where the ROUTER finds it; `sequencer` is there from Ready on,
+    `kv` before that: what the cache holds is told first."""
 
-    def __init__(self, hello: Hello, identity: bytes, now: float) -> None:
+    def __init__(self, hello: Hello, identity: bytes, kv: KvStream, now: float) -> None:
         self.worker_id: WorkerId = hello.worker_id
         self.epoch: Epoch = hello.epoch
         self.pid = hello.pid
         self.identity = identity
         self.heard_at = now
+        self.kv = kv
         self.sequencer: Sequencer | None = None
         self.detail: str | None = None  # what a loading worker told last
         self.gone = ""  # why nothing more is sent; its loss is told on the loop's next turn
@@ -39,6 +47,17 @@ class Peer:
     def live_runs(self) -> frozenset[RunId]:
         """Runs sent or about to be sent there that have not ended."""
         return self.sequencer.live_runs if self.sequencer else frozenset()
+
+    def start_stream(self, next_seq: int, settings: FabricSettings, counts: StreamCounts) -> None:
+        """The worker is ready, and this is its first frame for us."""
+        self.sequencer = Sequencer(
+            self.epoch,
+            next_seq,
+            self.kv,
+            replay_after_s=settings.replay_after_s,
+            give_up_s=settings.lost_after_s,
+            counts=counts,
+        )
 
     def queue(self, submit: Submit, now: float) -> None:
         """Put a run into the batch that is being made up. Only after Ready."""
@@ -54,10 +73,11 @@ class Peer:
         self.unsent.clear()
         return batch
 
-    def saw_frame(self, now: float) -> None:
-        """Tokens came: the worker is alive and at work."""
+    def saw_frame(self, frame: Frame, now: float) -> None:
+        """The worker is alive, and at work if tokens came."""
         self.heard_at = now
-        self._idle_since = None
+        if isinstance(frame, Tokens):
+            self._idle_since = None
 
     def unknown_to_worker(self, beat: Beat, now: float, patience_s: float) -> frozenset[RunId]:
         """Runs that the worker does not know of: for `patience_s` it has said that it has nothing to do, and nothing of
@@ -70,6 +90,26 @@ class Peer:
             self._idle_since = None
             return self._idle_runs & self.live_runs
         return frozenset()
+
+
+class Introductions:
+    """Who was asked to say Hello, and when. Full: who was asked first is forgotten."""
+
+    def __init__(self) -> None:
+        self._asked_at: dict[bytes, float] = {}
+
+    def are_due(self, identity: bytes, now: float) -> bool:
+        """Whether this one is to be asked now; then it counts as asked."""
+        if now - self._asked_at.get(identity, -INTRODUCE_EVERY_S) < INTRODUCE_EVERY_S:
+            return False
+        if len(self._asked_at) >= MOST_WORKERS:
+            del self._asked_at[next(iter(self._asked_at))]
+        self._asked_at[identity] = now
+        return True
+
+    def forget(self, identity: bytes) -> None:
+        """It has said Hello."""
+        self._asked_at.pop(identity, None)
 
 
 class PeerTable:

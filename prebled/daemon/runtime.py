@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import structlog
 
 from prebled import __version__
-from prebled.core.decisions import AbortRun, AnyDecision, Continue, Explanation, Place, Reject
+from prebled.core.decisions import AbortRun, AnyDecision, Continue, Explanation, Place, Placed, Reject, WantSnapshot
 from prebled.core.events import (
     AnyEvent,
     DrainStarted,
@@ -26,7 +26,7 @@ from prebled.core.events import (
     RequestFinished,
     RequestLost,
     SendFailed,
-    Tick,
+    StepsMeasured,
     TokensMade,
     WorkerDraining,
     WorkerLoad,
@@ -35,11 +35,11 @@ from prebled.core.events import (
 )
 from prebled.core.scheduler import GlobalScheduler
 from prebled.core.types import Epoch, RequestId, RunId, WorkerId
-from prebled.daemon.deadline import DeadlineTimer
-from prebled.daemon.decision_log import DecisionLog
+from prebled.daemon.deciding import Deciding
 from prebled.daemon.gateway import GenerateInput, ModelInfo, RunSender
 from prebled.daemon.inputs import check_input, request_id_or_new
 from prebled.daemon.live_requests import LiveRequest, LiveRequests, sampling_of
+from prebled.daemon.metrics_requests import RequestMeter, RequestTimes
 from prebled.daemon.streams import RequestStream
 from prebled.daemon.text import TextAssembler
 from prebled.daemon.tokenizing import Tokenizing
@@ -96,16 +96,15 @@ class Runtime:
         self._next_run = 0
         self._sender: RunSender | None = None
         self._live = LiveRequests()
-        self._events: deque[AnyEvent] = deque()
-        self._handling = False
-        self._decision_log = DecisionLog()
-        self._deadline = DeadlineTimer(lambda: self._handle(Tick()), clock)
+        self.deciding = Deciding(scheduler, self._perform, clock)
+        self._handle = self.deciding.handle
         self._idle = asyncio.Event()
         self._idle.set()
         self._started_at = clock()
         self._created = int(time.time())
         self._draining = False
         self.counters: Counter[str] = Counter()
+        self.requests = RequestMeter(clock)
         self.workers = WorkerTable()
         self.http_addresses: tuple[str, ...] = ()
         self.listen_addresses: tuple[str, ...] = ()
@@ -118,6 +117,15 @@ class Runtime:
 
     async def generate(self, request: GenerateInput) -> RequestStream:
         """See `Gateway.generate`."""
+        times = self.requests.arrived()
+        try:
+            return self._accept(request, await self._prompt(request), times)
+        except PrebledError as error:
+            self.requests.rejected(error)
+            raise
+
+    async def _prompt(self, request: GenerateInput) -> bytes:
+        """The tokens of a request that is worth placing."""
         self._check_open()
         if request.model and request.model != self._name:
             message = f"the model {request.model!r} does not exist; served here: {self._name!r}"
@@ -127,7 +135,7 @@ class Runtime:
         if not prompt:
             raise InvalidValue("the prompt is empty: it has no tokens", param="prompt")
         self._check_open()
-        return self._accept(request, prompt)
+        return prompt
 
     def model(self) -> ModelInfo:
         """The served model."""
@@ -149,7 +157,7 @@ class Runtime:
             workers=self.workers.statuses(),
             http=self.http_addresses,
             listen=self.listen_addresses,
-            counters=dict(self.counters),
+            counters={**self.counters, **self.requests.counters()},
         )
 
     def explain(self, request_id: str) -> Explanation:
@@ -175,7 +183,7 @@ class Runtime:
         for live in self._live:
             live.stream.fail(error)
             self._closed(live)
-        self._deadline.cancel()
+        self.deciding.stop()
 
     def in_flight(self) -> int:
         """Requests accepted and not ended."""
@@ -186,7 +194,7 @@ class Runtime:
             message = "the daemon is draining and accepts no new requests"
             raise Draining(message, retry_after_s=self._limits.retry_after_s)
 
-    def _accept(self, request: GenerateInput, prompt: bytes) -> RequestStream:
+    def _accept(self, request: GenerateInput, prompt: bytes, times: RequestTimes) -> RequestStream:
         request_id = self._request_id(request.request_id)
         room = self.workers.max_total_tokens() - len(prompt) // 4
         sampling = sampling_of(request, max(room, 1), self._tokenizing.eos_token_ids)
@@ -197,7 +205,7 @@ class Runtime:
             stream_tokens=self._limits.stream_tokens,
             on_close=lambda: self._closed(live),
         )
-        live = LiveRequest(request_id, prompt, sampling, request.cache_salt, stream)
+        live = LiveRequest(request_id, prompt, sampling, request.cache_salt, stream, times)
         self._live.add(live)
         self._idle.clear()
         try:
@@ -207,7 +215,7 @@ class Runtime:
             raise
         if request_id not in self._live:
             raise live.refusal or InternalError("the request was neither accepted nor refused")
-        self.counters["requests_accepted"] += 1
+        self.requests.accepted()
         return stream
 
     def _request_id(self, wanted: str) -> RequestId:
@@ -229,7 +237,7 @@ class Runtime:
     def _closed(self, live: LiveRequest) -> None:
         """The stream was given up, by its reader or for it. A stream that had ended by itself is no longer live."""
         if self._live.get(live.request_id) is live:
-            self.counters["requests_cancelled"] += 1
+            self.requests.failed(live.stream.error)
             self._handle(RequestCancelled(live.request_id))
             self._forget(live.request_id)
 
@@ -257,6 +265,8 @@ class Runtime:
             self._handle(WorkerDraining(worker_id))
         if beat.phase in {"ready", "draining"}:
             self._handle(WorkerLoad(worker_id, beat.queued, beat.running, beat.kv_used_tokens))
+            if beat.steps:
+                self._handle(StepsMeasured(worker_id, beat.steps, beat.steps_left_out))
 
     def worker_lost(self, worker_id: WorkerId, reason: str) -> None:
         self.workers.lost(worker_id, reason)
@@ -270,9 +280,11 @@ class Runtime:
         if live.run_tokens == 0:
             if live.cached_tokens < 0:
                 live.cached_tokens = max(chunk.cached_tokens, 0)
+                self.requests.prompt_computed(len(live.prompt) // 4, live.cached_tokens)
             self._handle(FirstToken(live.request_id, max(chunk.cached_tokens, 0)))
         before = live.run_tokens
         live.run_tokens += len(chunk.tokens)
+        self.requests.chunk(live.times, len(chunk.tokens))
         stopped = live.stream.push(chunk.tokens)
         if self._live.get(live.request_id) is not live:
             return  # the push found the reader too slow and ended the request
@@ -301,9 +313,8 @@ class Runtime:
         if failed.retryable:
             self._handle(RequestLost(live.request_id))
             return
-        self.counters["requests_failed"] += 1
         self._live.end_run(live)
-        live.stream.fail(from_wire(failed.code, failed.message))
+        self._fail(live, from_wire(failed.code, failed.message))
         self._handle(RequestFinished(live.request_id, live.run_tokens, failed=True))
         self._forget(live.request_id)
 
@@ -314,47 +325,35 @@ class Runtime:
                 self.counters["runs_lost"] += 1
                 self._handle(RequestLost(live.request_id))
 
-    # --- the loop of events and decisions ---
-
-    def _handle(self, event: AnyEvent) -> None:
-        """Feed one event and whatever its decisions bring about, in order, without recursion."""
-        self._events.append(event)
-        if self._handling:
-            return
-        self._handling = True
-        try:
-            while self._events:
-                for decision in self._scheduler.handle(self._events.popleft(), self._clock()):
-                    self._decision_log.write(decision)
-                    self._perform(decision)
-        finally:
-            self._handling = False
-        self._deadline.follow(self._scheduler.next_deadline())
+    # --- decisions ---
 
     def _perform(self, decision: AnyDecision) -> None:
         match decision:
             case Place(request_id, placement):
-                self._place(request_id, placement.worker_id)
+                self._place(request_id, placement)
             case Continue(request_id):
                 self._continue(request_id)
             case AbortRun(request_id, worker_id):
                 run_id = self._live.take_placed(request_id)
                 if run_id is not None and self._sender is not None:
                     self._sender.abort_nowait(worker_id, [run_id])
+            case WantSnapshot(worker_id) if self._sender is not None:
+                self._sender.ask_snapshot(worker_id)
             case Reject(request_id, code, message, retry_after_s):
                 self._refuse(request_id, from_wire(code, message, retry_after_s=retry_after_s))
 
-    def _place(self, request_id: RequestId, worker_id: WorkerId) -> None:
-        live = self._live.get(request_id)
+    def _place(self, request_id: RequestId, placement: Placed) -> None:
+        live, worker_id = self._live.get(request_id), placement.worker_id
         if live is None or self._sender is None:
-            self._events.append(RequestCancelled(request_id))
+            self._handle(RequestCancelled(request_id))
             return
         self._next_run += 1
         run_id = RunId(f"{self._run_prefix}-{self._next_run}")
         if self._sender.submit_nowait(worker_id, live.submit(run_id)):
             self._live.start_run(live, run_id)
+            self.requests.placed(live.times, placement)
         else:
-            self._events.append(SendFailed(request_id, worker_id))
+            self._handle(SendFailed(request_id, worker_id))
 
     def _continue(self, request_id: RequestId) -> None:
         live = self._live.get(request_id)
@@ -365,30 +364,34 @@ class Runtime:
         if complete is not None:
             self._finish(live, complete, None)
         elif live.runs >= self._limits.max_runs:
-            self.counters["requests_failed"] += 1
-            live.stream.fail(WorkerFailed(f"lost with its worker {live.runs} times; not tried again"))
+            self._fail(live, WorkerFailed(f"lost with its worker {live.runs} times; not tried again"))
             self._forget(request_id)
         else:
-            self.counters["requests_continued"] += 1
+            self.requests.continued()
             log.info("request continues", request_id=request_id, sent_tokens=len(live.stream.sent_tokens))
-            self._events.append(self._arrival(live, continued=True))
+            self._handle(self._arrival(live, continued=True))
 
     def _refuse(self, request_id: RequestId, error: PrebledError) -> None:
         live = self._live.get(request_id)
         if live is None:
             return
-        self.counters[f"rejected_{error.code}"] += 1
         live.refusal = error
-        live.stream.fail(error)
+        if live.runs:  # it was accepted, and cannot be continued
+            self._fail(live, error)
         self._forget(request_id)
 
     def _finish(self, live: LiveRequest, reason: FinishReason, event: AnyEvent | None) -> None:
         """End a request well. `event` tells the scheduler; None where it asked for this end itself."""
-        self.counters["requests_finished"] += 1
-        live.stream.finish(reason, live.usage())
+        usage = live.usage()
+        self.requests.finished(live.times, reason, usage.completion_tokens)
+        live.stream.finish(reason, usage)
         if event is not None:
             self._handle(event)
         self._forget(live.request_id)
+
+    def _fail(self, live: LiveRequest, error: PrebledError) -> None:
+        self.requests.failed(error)
+        live.stream.fail(error)
 
     def _forget(self, request_id: RequestId) -> None:
         self._live.remove(request_id)

@@ -1,9 +1,10 @@
-"""One worker's stream of token frames, put back into order: every frame is released exactly once, or its runs are lost.
+"""One worker's stream of frames, put back into order: every frame is released exactly once, or its runs are lost.
 
 Frames come over a socket that may drop them (ZeroMQ's publish side drops when a pipe is full), ends of runs over
 another one that may overtake it. The rule kept here: tokens of a run are released in order, none twice, none missing;
 a run's end comes after its last token; where that cannot be held, the run is reported lost and nothing more of it is
-released. A missing frame is asked for again from the worker's ring.
+released. A missing frame is asked for again from the worker's ring. Frames about the worker's cache are numbered with
+the others, so that what a run stored is known before it ends; what a hole in them means is `kv_stream`'s to know.
 
 Pure: `now` (seconds, any monotonic origin) is an argument, what is to be done is returned. It knows nothing of sockets,
 requests or other workers. One instance serves one life of a worker as one daemon sees it.
@@ -11,14 +12,15 @@ requests or other workers. One instance serves one life of a worker as one daemo
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection
 from typing import TypeAlias
 
 import msgspec
 
 from prebled.core.types import Epoch, RunId
-from prebled.messages import FRAME, Chunk, Done, Failed, Replay, Replayed, Tokens
+from prebled.daemon.kv_stream import KvOutput, KvStream
+from prebled.daemon.stream_counts import StreamCounts
+from prebled.messages import FRAME, Chunk, Done, Failed, Frame, Replay, Replayed, Tokens
 
 WINDOW_FRAMES = 1024
 """Frames held while an earlier one is missing. Full: later frames are dropped and asked for again in their turn."""
@@ -47,24 +49,9 @@ class StreamBroken(msgspec.Struct, frozen=True):
     reason: str
 
 
-Output: TypeAlias = Chunk | Done | Failed | Replay | RunsLost | StreamBroken
-"""What a step brings: chunks and ends in the order in which they are to be passed on, an ask to send, bad news."""
-
-
-@dataclasses.dataclass(slots=True)
-class StreamCounts:
-    """Counters, shared by all sequencers of a daemon."""
-
-    frames: int = 0  # released
-    duplicate_frames: int = 0
-    stale_frames: int = 0  # frames and ends of another epoch
-    dropped_frames: int = 0  # arrived beyond the window
-    bad_frames: int = 0  # did not decode
-    gaps: int = 0  # ranges of frames missing so long that they were asked for
-    replays: int = 0  # asks sent, repeated ones included
-    holes: int = 0  # ranges the ring no longer covered
-    late_chunks: int = 0  # of runs that had ended or were lost
-    late_ends: int = 0
+Output: TypeAlias = Chunk | Done | Failed | KvOutput | Replay | RunsLost | StreamBroken
+"""What a step brings: chunks, ends and news of the cache in the order in which they are to be passed on, asks to send,
+bad news."""
 
 
 class Sequencer:
@@ -73,11 +60,18 @@ class Sequencer:
 
     A run is live from `expect` until its end is released or it is reported lost; chunks and ends of other runs are
     dropped. A Failed ends its run at once, even if frames are missing: its error stands, and a run that continues
-    elsewhere does so from what was released.
+    elsewhere does so from what was released. `kv` is told of the frames that are its own, of holes and of the time.
     """
 
     def __init__(
-        self, epoch: Epoch, next_seq: int, *, replay_after_s: float, give_up_s: float, counts: StreamCounts
+        self,
+        epoch: Epoch,
+        next_seq: int,
+        kv: KvStream,
+        *,
+        replay_after_s: float,
+        give_up_s: float,
+        counts: StreamCounts,
     ) -> None:
         self._epoch = epoch
         self._next = next_seq
@@ -85,8 +79,9 @@ class Sequencer:
         self._replay_after_s = max(replay_after_s, LEAST_REPLAY_AFTER_S)
         self._give_up_s = give_up_s
         self._counts = counts
+        self.kv = kv
         self._live: set[RunId] = set()
-        self._held: dict[int, Tokens] = {}  # arrived before an earlier one
+        self._held: dict[int, Frame] = {}  # arrived before an earlier one
         self._ends: dict[int, list[Done]] = {}  # by last_seq, not released yet
         self._ending: set[RunId] = set()  # runs in _ends
         self._ask: Replay | None = None  # not answered yet
@@ -112,7 +107,7 @@ class Sequencer:
         """Nothing more of these runs is wanted."""
         self._live.difference_update(run_ids)
 
-    def take_frame(self, frame: Tokens, now: float) -> list[Output]:
+    def take_frame(self, frame: Frame, now: float) -> list[Output]:
         """A frame arrived."""
         out: list[Output] = []
         before = self._next
@@ -151,7 +146,7 @@ class Sequencer:
         ask, self._ask = self._ask, None
         if ask is not None:
             # Never beyond what was asked: an answer is not believed about frames that it is not about.
-            self._skip_to(min(replayed.first_seq, ask.last_seq + 1), out)
+            self._skip_to(min(replayed.first_seq, ask.last_seq + 1), out, now)
         for raw in replayed.frames:
             try:
                 frame = FRAME.decode(raw)
@@ -166,14 +161,15 @@ class Sequencer:
 
     def tick(self, now: float) -> list[Output]:
         """Time passed: ask for what is missing long enough. Wanted a few times per `replay_after_s`."""
+        out: list[Output] = [*self.kv.tick(now)]
         if self._ask_at is None or now < self._ask_at:
-            return []
+            return out
         if self._asks and now - self._first_ask_at >= self._give_up_s:
             self._ask_at = None
             return [StreamBroken(f"frame {self._next} was asked for {self._asks} times and never came")]
-        return [self._make_ask(now)]
+        return [*out, self._make_ask(now)]
 
-    def _accept(self, frame: Tokens, out: list[Output]) -> None:
+    def _accept(self, frame: Frame, out: list[Output]) -> None:
         if frame.epoch != self._epoch:
             self._counts.stale_frames += 1
             return
@@ -193,12 +189,16 @@ class Sequencer:
         while self._held and (frame := self._held.pop(self._next, None)) is not None:
             self._release(frame, out)
 
-    def _release(self, frame: Tokens, out: list[Output]) -> None:
+    def _release(self, frame: Frame, out: list[Output]) -> None:
         live = self._live
-        passed = [chunk for chunk in frame.chunks if chunk.run_id in live]
-        out += passed
+        if isinstance(frame, Tokens):
+            passed = [chunk for chunk in frame.chunks if chunk.run_id in live]
+            out += passed
+            self._counts.late_chunks += len(frame.chunks) - len(passed)
+        else:
+            self._counts.kv_frames += 1
+            out += self.kv.take_frame(frame)
         self._counts.frames += 1
-        self._counts.late_chunks += len(frame.chunks) - len(passed)
         self._next = frame.seq + 1
         for end in self._ends.pop(frame.seq, ()):
             self._ending.remove(end.run_id)
@@ -206,7 +206,7 @@ class Sequencer:
                 live.remove(end.run_id)
                 out.append(end)
 
-    def _skip_to(self, seq: int, out: list[Output]) -> None:
+    def _skip_to(self, seq: int, out: list[Output], now: float) -> None:
         """Give up the frames before `seq`. Any live run may have had tokens in them, ended ones that wait included:
         their end names a frame that was not released yet."""
         if seq <= self._next:
@@ -219,6 +219,7 @@ class Sequencer:
         self._ending.clear()
         self._held = {held: frame for held, frame in self._held.items() if held >= seq}
         self._next = seq
+        out += self.kv.take_hole(seq - 1, now)
         self._release_held(out)
 
     def _watch_gap(self, before: int, now: float) -> None:

@@ -58,6 +58,11 @@ class SocketServer:
         """Where it listens; port 0 has become the real port."""
         return tuple(self._addresses)
 
+    @property
+    def open_connections(self) -> int:
+        """Connections at the moment."""
+        return len(self._connections)
+
     async def __aenter__(self) -> Self:
         await self._group.__aenter__()
         try:

@@ -60,6 +60,11 @@ class RequestStream:
         """Whether it was finished, failed or given up; what is pushed then is dropped."""
         return self._ended
 
+    @property
+    def error(self) -> Exception | None:
+        """Why it failed; None while it has not, and if its reader gave it up."""
+        return self._error
+
     def push(self, tokens: Sequence[int]) -> bool:
         """More output tokens. True if they completed a stop string: the run is to be aborted and `finish` called; the
         tokens behind the one that completed it are dropped."""

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import structlog
 
+from prebled.core.blocks import HASH_BYTES
+from prebled.core.events import KvReported, KvSnapshotTaken
 from prebled.core.types import Epoch, RunId, WorkerId
 from prebled.daemon.fabric import Fabric
 from prebled.daemon.runtime import Runtime
 from prebled.daemon.supervisor import Supervisor
-from prebled.messages import Beat, Capacity, Chunk, Done, Failed
+from prebled.messages import Beat, Capacity, Chunk, Done, Failed, KvChange, KvStored
 
 log = structlog.get_logger()
 
@@ -73,6 +75,15 @@ class Switchboard:
         if self._supervisor is not None:
             self._supervisor.worker_ready(worker_id)
         self._tell_ready(worker_id)
+
+    def kv_snapshot(self, worker_id: WorkerId, runs: Sequence[KvStored]) -> None:
+        """See FabricListener; the scheduler alone needs to know."""
+        log.info("cache told", worker=worker_id, blocks=sum(len(run.hashes) for run in runs) // HASH_BYTES)
+        self._runtime.deciding.handle(KvSnapshotTaken(worker_id, tuple(runs)))
+
+    def kv_changed(self, worker_id: WorkerId, changes: Sequence[KvChange]) -> None:
+        """See FabricListener."""
+        self._runtime.deciding.handle(KvReported(worker_id, tuple(changes)))
 
     def worker_lost(self, worker_id: WorkerId, reason: str) -> None:
         """See FabricListener."""

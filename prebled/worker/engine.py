@@ -15,7 +15,7 @@ from typing import Protocol
 import msgspec
 
 from prebled.core.types import RunId
-from prebled.messages import Capacity, Chunk, FinishReason, Submit
+from prebled.messages import Capacity, Chunk, FinishReason, KvChange, KvStored, StepSample, Submit
 
 
 class RunDone(msgspec.Struct, frozen=True):
@@ -38,11 +38,14 @@ class RunFailed(msgspec.Struct, frozen=True):
 
 
 class EngineStep(msgspec.Struct, frozen=True):
-    """What one step of the engine brought forth; all three may be empty."""
+    """What one step of the engine brought forth; all of it may be empty. `kv`: how the cache has changed, in order,
+    with the block hashes of `core.blocks`; `samples`: the steps measured."""
 
     chunks: tuple[Chunk, ...] = ()
     done: tuple[RunDone, ...] = ()
     failed: tuple[RunFailed, ...] = ()
+    kv: tuple[KvChange, ...] = ()
+    samples: tuple[StepSample, ...] = ()
 
 
 class EngineLoad(msgspec.Struct, frozen=True):
@@ -70,6 +73,12 @@ class Engine(Protocol):
 
     def load(self) -> EngineLoad:
         """The newest known load; never blocks."""
+
+    def set_namespace(self, model: str) -> None:
+        """Block hashes start from this model's name from now on. What the cache holds is told anew by `held`."""
+
+    def held(self) -> tuple[KvStored, ...]:
+        """All that the cache holds after the steps given out so far, parents before children."""
 
     async def stop(self) -> None:
         """Stop the engine and free the device. Safe to call twice, and after a failure."""

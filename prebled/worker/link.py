@@ -27,6 +27,7 @@ from prebled.messages import (
     Beat,
     Drain,
     FromWorker,
+    GetSnapshot,
     Hello,
     Introduce,
     Leaving,
@@ -187,8 +188,10 @@ class Link:
                 self._service.abort(run_ids)
             case Replay(first_seq=first_seq, last_seq=last_seq):
                 self._service.replay(first_seq, last_seq)
-            case Welcome(daemon_epoch=daemon_epoch):
-                self._take_welcome(daemon_epoch)
+            case GetSnapshot():
+                self._service.say_snapshot()
+            case Welcome(daemon_epoch=daemon_epoch, model=model):
+                self._take_welcome(daemon_epoch, model)
             case Introduce():
                 self._lose_daemon("it does not know us")
                 self._beat()
@@ -201,11 +204,12 @@ class Link:
                 log.error("refused by the daemon", reason=reason)
                 self._end(Ending(1, f"refused by the daemon: {reason}"))
 
-    def _take_welcome(self, daemon_epoch: bytes) -> None:
+    def _take_welcome(self, daemon_epoch: bytes, model: str) -> None:
         if daemon_epoch == self._daemon:
             return  # the answer to a second Hello
         self._lose_daemon("another one welcomes us")
         self._daemon = daemon_epoch
+        self._service.set_namespace(model)
         log.info("welcomed", daemon_epoch=daemon_epoch.hex())
         self._say_ready()
 
@@ -216,6 +220,7 @@ class Link:
         if self._daemon is None:
             return self._sockets.send(encode(self._hello))
         load = self._service.load()
+        steps, left_out = self._service.take_steps()
         return self._sockets.send(
             encode(
                 Beat(
@@ -226,6 +231,8 @@ class Link:
                     running=load.running,
                     kv_used_tokens=load.kv_used_tokens,
                     detail=self._detail,
+                    steps=steps,
+                    steps_left_out=left_out,
                 )
             )
         )
@@ -236,13 +243,13 @@ class Link:
         return "draining" if self._service.is_draining else "ready"
 
     def _say_ready(self) -> None:
-        """Say Ready as soon as all of it is true: welcomed, subscribed to, loaded."""
+        """Say what the cache holds and Ready, as soon as all of it is true: welcomed, subscribed to, loaded."""
         capacity = self._service.capacity
         if self._service.is_open or self._daemon is None or capacity is None:
             return
         if not self._sockets.is_subscribed(self._daemon):
             return
-        self._service.is_open = True
+        self._service.open()
         self._say(Ready(self._epoch, capacity, self._service.next_seq))
         self._beat()
 

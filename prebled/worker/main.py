@@ -52,6 +52,7 @@ def make_engine(options: WorkerOptions) -> Engine:
         queue_policy=options.queue_policy,
         device=options.device,
         server_args=options.sglang,
+        measure_s=options.measure_s,
     )
 
 

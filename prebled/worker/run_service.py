@@ -1,22 +1,42 @@
 """The runs of the present daemon on this worker's engine: takes batches in, gives frames and ends out.
 
 Rule kept here: what a run brought after it was dropped, or for a daemon that is gone, goes nowhere; run ids never
-repeat, so whoever is not in `_runs` is not known. A run's tokens are published before its end is told. It knows the
-engine and the messages, but neither sockets nor the courtship with the daemon.
+repeat, so whoever is not in `_runs` is not known. A run's tokens are published before its end is told, and so is what
+the cache did until then; before its first tokens, what the cache did to make room. A daemon is first told all that the
+cache holds, and from then on what changes. It knows the engine and the messages, but neither sockets nor the courtship
+with the daemon.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 
 import structlog
 
 from prebled.core.types import Epoch, RunId
 from prebled.errors import Draining, PrebledError, Saturated, Unavailable
-from prebled.messages import Capacity, Done, Failed, FromWorker, Replayed, Submit, Tokens, encode
+from prebled.messages import (
+    Capacity,
+    Done,
+    Failed,
+    Frame,
+    FromWorker,
+    KvChange,
+    KvChanged,
+    KvSnapshot,
+    KvStored,
+    Replayed,
+    StepSample,
+    Submit,
+    Tokens,
+    encode,
+)
 from prebled.settings import FabricSettings
 from prebled.worker.engine import Engine, EngineLoad, EngineStep, RunDone, RunFailed
+from prebled.worker.kv_batch import KvBatch, parts
 from prebled.worker.ring import FrameRing
+from prebled.worker.step_log import StepLog
 from prebled.worker.validate import check_submit
 
 log = structlog.get_logger()
@@ -26,6 +46,9 @@ MOST_RUNS = 8192
 
 REPLAY_BYTES = 4 * 1024 * 1024 - 4096
 """Frames in one answer to a Replay; the daemon asks again for the rest."""
+
+KV_BYTES = 1024 * 1024
+"""Most bytes of changes in one frame, and of runs in one part of a snapshot. More goes into the next."""
 
 
 class RunService:
@@ -45,6 +68,10 @@ class RunService:
         self._publish = publish
         self._ring = FrameRing(settings.ring_frames, settings.ring_bytes)
         self._runs: set[RunId] = set()
+        self._steps = StepLog()
+        self._kv = KvBatch()
+        self._kv_wait_s = settings.kv_batch_s
+        self._kv_timer: asyncio.TimerHandle | None = None
         self.capacity: Capacity | None = None  # None until the engine is loaded
         self.is_open = False  # whether the present daemon has been told that we are ready
         self.is_draining = False
@@ -62,6 +89,11 @@ class RunService:
     def load(self) -> EngineLoad:
         """The engine's, dropped runs that it has not ended yet included."""
         return self._engine.load() if self.capacity is not None else EngineLoad(0, 0, 0)
+
+    def take_steps(self) -> tuple[tuple[StepSample, ...], int]:
+        """For a beat: the newest steps since the last one, and how many more there were. Kept until a daemon has been
+        told that we are ready."""
+        return self._steps.take() if self.is_open else ((), 0)
 
     def take_batch(self, submits: Sequence[Submit]) -> None:
         """Start these runs; a run that cannot be is told Failed. Raises EngineFailed."""
@@ -91,27 +123,75 @@ class RunService:
         self.is_open = False  # a batch still on its way from that daemon is nobody's
         self._runs.clear()
         self._ring.clear()
+        self._steps.tell_again()
+        self._forget_kv()
         if orphans:
             log.warning("runs aborted", runs=len(orphans))
             self._engine.abort_nowait(orphans)
 
     def take_step(self, step: EngineStep) -> None:
-        """Pass on what the engine brought: one frame with all tokens, then the ends."""
+        """Pass on what the engine brought: one frame with all tokens, then the ends. Changes of the cache go before
+        them if a run begins or ends, otherwise when they have waited for others."""
         chunks = tuple(chunk for chunk in step.chunks if chunk.run_id in self._runs)
+        all_ends: tuple[RunDone | RunFailed, ...] = (*step.done, *step.failed)
+        ends = [end for end in all_ends if end.run_id in self._runs]
+        self._steps.add(step.samples)
+        self._take_kv(step.kv)
+        if ends or any(chunk.cached_tokens >= 0 for chunk in chunks):
+            self._flush_kv()
         if chunks:
-            frame = encode(Tokens(self._epoch, self._ring.next_seq, chunks))
-            self._ring.add(frame)
-            self._publish(frame)
-        ends: tuple[RunDone | RunFailed, ...] = (*step.done, *step.failed)
+            self._publish_frame(Tokens(self._epoch, self._ring.next_seq, chunks))
         for end in ends:
             if end.run_id in self._runs:
                 self._runs.remove(end.run_id)
                 self._say(self._told(end))
 
+    def open(self) -> None:
+        """The present daemon may be told of the cache, and will be told that we are ready."""
+        self.is_open = True
+        self.say_snapshot()
+
+    def set_namespace(self, model: str) -> None:
+        """The daemon to come serves the model under this name. Only while none is open."""
+        self._engine.set_namespace(model)
+
+    def say_snapshot(self) -> None:
+        """Say all that the cache holds; nothing unless the present daemon knows that we are ready."""
+        if not self.is_open:
+            return
+        self._flush_kv()
+        last_seq = self._ring.next_seq - 1
+        pieces: list[tuple[KvStored, ...]] = list(parts(self._engine.held(), KV_BYTES)) or [()]
+        for number, runs in enumerate(pieces):
+            self._say(KvSnapshot(self._epoch, last_seq, runs, number, number == len(pieces) - 1))
+
     def replay(self, first_seq: int, last_seq: int) -> None:
         """Say again what was published, as far as the ring has it."""
         begin, frames = self._ring.since(first_seq, last_seq, REPLAY_BYTES)
         self._say(Replayed(self._epoch, begin, tuple(frames)))
+
+    def _publish_frame(self, frame: Frame) -> None:
+        encoded = encode(frame)
+        self._ring.add(encoded)
+        self._publish(encoded)
+
+    def _take_kv(self, changes: Sequence[KvChange]) -> None:
+        if not changes or not self.is_open:
+            return  # the snapshot for the next daemon will tell
+        self._kv.add(changes)
+        if self._kv_timer is None:
+            self._kv_timer = asyncio.get_running_loop().call_later(self._kv_wait_s, self._flush_kv)
+
+    def _flush_kv(self) -> None:
+        for changes in parts(self._kv.take(), KV_BYTES):
+            self._publish_frame(KvChanged(self._epoch, self._ring.next_seq, changes))
+        self._forget_kv()
+
+    def _forget_kv(self) -> None:
+        self._kv.clear()
+        if self._kv_timer is not None:
+            self._kv_timer.cancel()
+            self._kv_timer = None
 
     def _told(self, end: RunDone | RunFailed) -> Done | Failed:
         if isinstance(end, RunFailed):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prebled.errors import EngineFailed, SettingsError
+from prebled.worker.sglang_kv_output import PUBLISHER
 from prebled.worker.sglang_plugin import GROUPS, PLUGINS, QUEUE_POLICY_VARIABLE, WORKER_VARIABLE
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -25,6 +27,7 @@ _NOT_TO_BE_SET = frozenset(
         "disaggregation_mode",
         "dp_size",
         "enable_dp_attention",
+        "kv_events_config",
         "max_total_tokens",
         "model_path",
         "nnodes",
@@ -65,6 +68,7 @@ def server_args(
         "skip_tokenizer_init": True,
         "grammar_backend": "none",
         "sleep_on_idle": True,  # an idle scheduler would spin, and several workers may share the cores
+        "kv_events_config": json.dumps({"publisher": PUBLISHER}),
         "load_snapshot_publish_interval": 4,  # decode steps; prefill and idleness are reported at once
         "random_seed": random.getrandbits(30),  # the ranks must agree, so it is chosen here
         "log_level": "warning",

@@ -8,6 +8,7 @@ from `ChildReady` how SGLang lays out the messages that they exchange.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -19,6 +20,7 @@ import msgspec
 import zmq
 
 from prebled.worker import sglang_standins
+from prebled.worker.sglang_steps import METER
 
 CPU_DEFAULTS: dict[str, Any] = {
     "device": "cpu",
@@ -113,7 +115,15 @@ def _run(spec: SchedulerSpec, report: zmq.Socket[bytes]) -> None:
         _set_envs_and_config(server_args)  # NCCL and CUDA variables, limits: what SGLang's own launcher sets
     ready = _ReadyReport(spec, report, device, int(ModelConfig.from_server_args(server_args).vocab_size))
     gpu_id = server_args.base_gpu_id + spec.rank * server_args.gpu_id_step
+    if spec.rank == 0:
+        METER.report_to(lambda frame: _send_or_drop(report, frame), is_result_at_hand=device == "cpu")
     run_scheduler_process(server_args, _port_args(spec), gpu_id, spec.rank, 0, None, ready)
+
+
+def _send_or_drop(report: zmq.Socket[bytes], frame: bytes) -> None:
+    """A worker that does not read must not hold up the scheduler for the sake of a measurement."""
+    with contextlib.suppress(zmq.Again):
+        report.send(frame, zmq.NOBLOCK)
 
 
 def _prepare_device(wanted: str) -> str:

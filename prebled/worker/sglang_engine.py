@@ -9,26 +9,33 @@ of that). The token that ended a run (end of sequence, or a stop token) is the l
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
-import numpy as np
+import structlog
 
 from prebled.core.types import RunId
 from prebled.errors import EngineFailed, SettingsError
-from prebled.messages import Capacity, Sampling, Submit
+from prebled.messages import Capacity, KvChange, KvStored, StepSample, Submit
 from prebled.worker import sglang_args
 from prebled.worker.engine import EngineLoad, EngineStep
 from prebled.worker.sglang_args import DEVICES
 from prebled.worker.sglang_child import ChildFailed, ChildReady
+from prebled.worker.sglang_kv import KvMirror, is_kv_frame
 from prebled.worker.sglang_plugin import GROUPS
 from prebled.worker.sglang_process import SchedulerProcesses
 from prebled.worker.sglang_runs import OpenRuns
+from prebled.worker.sglang_steps import decode_steps
+from prebled.worker.sglang_warm_up import WARM_UP, is_measured, measured_rounds
 from prebled.worker.sglang_wire import LoadSnapshot, SchedulerWire, decode_child
 
-_WARM_UP = Submit(RunId("warm-up"), np.arange(1, 5, dtype="<u4").tobytes(), Sampling(max_tokens=2, ignore_eos=True))
+log = structlog.get_logger()
+
 _FIRST_SNAPSHOT_S = 10.0
+_LAST_SAMPLES_S = 1.0
 
 
 class SGLangEngine:
@@ -45,10 +52,12 @@ class SGLangEngine:
         queue_policy: str = GROUPS,
         device: str = "auto",
         server_args: Mapping[str, Any] | None = None,
+        measure_s: float = 0.0,
     ) -> None:
         """`model`: a folder or a name on the Hugging Face hub. Zeros leave the choice to SGLang (on the CPU, 65,536 KV
         tokens). `queue_policy`: `groups` or one of SGLang's. `server_args`: more of SGLang's arguments, by name.
-        Raises SettingsError for one that is not to be set, an unknown device and an unknown policy."""
+        `measure_s`: how long steps may be measured at the start; the first `wait_step` gives out the samples. Raises
+        SettingsError for an argument that is not to be set, an unknown device and an unknown policy."""
         if device not in DEVICES:
             raise SettingsError(f"device must be one of {', '.join(DEVICES)}, not {device!r}")
         self._model = model
@@ -68,7 +77,10 @@ class SGLangEngine:
         self._processes: SchedulerProcesses | None = None
         self._wire: SchedulerWire | None = None
         self._runs = OpenRuns()
+        self._mirror = KvMirror(block_tokens)
         self._snapshot = LoadSnapshot()
+        self._measure_s = measure_s
+        self._measured: tuple[StepSample, ...] = ()
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -87,6 +99,9 @@ class SGLangEngine:
             await self._processes.wait_connected()
             report(f"warming up {self._model}")
             await self._warm_up()
+            if self._measure_s > 0:
+                report(f"measuring {self._model}")
+                await self._measure()
             self._processes.remove_files()
         except BaseException:
             await self.stop()
@@ -117,9 +132,16 @@ class SGLangEngine:
 
     async def wait_step(self) -> EngineStep:
         processes, wire = self._started()
+        if self._measured:
+            samples, self._measured = self._measured, ()
+            return EngineStep(samples=samples)
         while True:
-            step = self._runs.take(wire.decode(await processes.wait_frame()))
-            if step.chunks or step.done or step.failed:
+            frame = await processes.wait_frame()
+            steps = decode_steps(frame)
+            if steps is not None:
+                return EngineStep(samples=steps)
+            step = EngineStep(kv=self._mirrored(frame)) if is_kv_frame(frame) else self._runs.take(wire.decode(frame))
+            if step.chunks or step.done or step.failed or step.kv:
                 return step
 
     def load(self) -> EngineLoad:
@@ -131,6 +153,12 @@ class SGLangEngine:
         queued = min(len(self._runs), self._snapshot.num_waiting_reqs)
         return EngineLoad(queued, len(self._runs) - queued, self._snapshot.num_used_tokens)
 
+    def set_namespace(self, model: str) -> None:
+        self._mirror.set_namespace(model)
+
+    def held(self) -> tuple[KvStored, ...]:
+        return self._mirror.held()
+
     async def stop(self) -> None:
         processes, self._processes = self._processes, None
         if processes is not None:
@@ -140,6 +168,13 @@ class SGLangEngine:
         if self._processes is None or self._wire is None:
             raise EngineFailed("the engine is not running")
         return self._processes, self._wire
+
+    def _mirrored(self, frame: bytes) -> tuple[KvChange, ...]:
+        before = dataclasses.replace(self._mirror.oddities)
+        changes = self._mirror.take(frame)
+        if self._mirror.oddities != before:
+            log.warning("SGLang's KV events do not fit together", **dataclasses.asdict(self._mirror.oddities))
+        return changes
 
     async def _wait_ready(self) -> ChildReady:
         """Wait for all ranks; rank 0 knows the layouts. Raises EngineFailed if one of them ends first."""
@@ -160,11 +195,7 @@ class SGLangEngine:
     async def _warm_up(self) -> None:
         """One short run, too short to leave a block in the cache: no client shall wait for what SGLang builds at its
         first step. After it every connection is known to work, also that of the load snapshots."""
-        self.submit_nowait([_WARM_UP])
-        while len(self._runs):
-            step = await self.wait_step()
-            if step.failed:
-                raise EngineFailed(f"SGLang did not warm up: {step.failed[0].message}")
+        await self._compute([WARM_UP])
         try:
             async with asyncio.timeout(_FIRST_SNAPSHOT_S):
                 while not self._snapshot.max_running_requests:
@@ -172,6 +203,41 @@ class SGLangEngine:
                     self.load()
         except TimeoutError:
             raise EngineFailed(f"SGLang reported no load within {_FIRST_SNAPSHOT_S:.0f} s") from None
+
+    async def _measure(self) -> None:
+        """Compute the rounds while there is time for the next one. Each is computed twice, and the second time counts:
+        what SGLang builds when it first sees a size would be measured otherwise."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._measure_s
+        samples: list[StepSample] = []
+        for submits in measured_rounds(self._block_tokens, self._snapshot.max_running_requests):
+            began_at = loop.time()
+            await self._compute(submits)
+            samples += await self._compute(submits)
+            took_s = loop.time() - began_at
+            if loop.time() + 4 * took_s > until:  # the rounds grow by so much at most
+                break
+        self._measured = tuple(samples)
+
+    async def _compute(self, submits: Sequence[Submit]) -> list[StepSample]:
+        """Let SGLang compute these runs alone; its steps, as far as they are reported soon after the end. Raises
+        EngineFailed if a run fails."""
+        self.submit_nowait(submits)
+        samples: list[StepSample] = []
+
+        async def take_step() -> None:
+            step = await self.wait_step()
+            if step.failed:
+                raise EngineFailed(f"SGLang did not warm up: {step.failed[0].message}")
+            samples.extend(step.samples)
+
+        while len(self._runs):
+            await take_step()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_SAMPLES_S):
+                while not is_measured(submits, samples):
+                    await take_step()
+        return samples
 
 
 def _limits(ready: ChildReady, block_tokens: int) -> tuple[int, int]:

@@ -1,4 +1,5 @@
-"""What prebled gives to SGLang through its entry points: a CPU platform and the queue policy `groups`.
+"""What prebled gives to SGLang through its entry points: a CPU platform, the queue policy `groups`, the timing of steps
+and the way of KV events to the worker.
 
 SGLang loads both in every process that imports it, prebled's or not; they do something only in the scheduler processes
 of a prebled worker, which are told by `WORKER_VARIABLE` and `QUEUE_POLICY_VARIABLE`.
@@ -7,6 +8,7 @@ of a prebled worker, which are told by `WORKER_VARIABLE` and `QUEUE_POLICY_VARIA
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 WORKER_VARIABLE = "PREBLED_WORKER"
 """Set to 1 in the environment of a worker's scheduler processes."""
@@ -32,13 +34,40 @@ def activate_platform() -> str | None:
 
 
 def register() -> None:
-    """Entry point of `sglang.srt.plugins`: order the queue by groups, if this worker is to."""
-    if os.environ.get(WORKER_VARIABLE) != "1" or os.environ.get(QUEUE_POLICY_VARIABLE) != GROUPS:
+    """Entry point of `sglang.srt.plugins`: measure the scheduler's steps, tell what its cache does, and order its queue
+    by groups if this worker is to."""
+    if os.environ.get(WORKER_VARIABLE) != "1":
         return
-    from sglang.srt.mem_cache.common import match_kv_cache
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    from prebled.worker.sglang_steps import METER
+
+    order = METER.around_order(_group_order() if os.environ.get(QUEUE_POLICY_VARIABLE) == GROUPS else None)
+    scheduler = "sglang.srt.managers.scheduler.Scheduler"
+    for target, hook in {
+        "sglang.srt.managers.schedule_policy.SchedulePolicy.calc_priority": order,
+        f"{scheduler}.process_batch_result": METER.around_results,
+        f"{scheduler}.on_idle": METER.around_idle,
+    }.items():
+        HookRegistry.register(target, hook, HookType.AROUND)
+    _publish_kv_events(scheduler)
+
+
+def _publish_kv_events(scheduler: str) -> None:
+    from sglang.srt.disaggregation.kv_events import EventPublisherFactory
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    from prebled.worker.sglang_kv_output import OUTPUT, PUBLISHER
+
+    EventPublisherFactory.register_publisher(PUBLISHER, lambda **config: OUTPUT)
+    HookRegistry.register(f"{scheduler}.init_kv_events_publisher", OUTPUT.after_init, HookType.AFTER)
+    streamer = "sglang.srt.managers.scheduler_components.output_streamer.SchedulerOutputStreamer"
+    HookRegistry.register(f"{streamer}.stream_output", OUTPUT.before_outputs, HookType.BEFORE)
+
+
+def _group_order() -> Callable[..., None]:
+    from sglang.srt.mem_cache.common import match_kv_cache
 
     from prebled.worker.sglang_queue import GroupOrder
 
-    target = "sglang.srt.managers.schedule_policy.SchedulePolicy.calc_priority"
-    HookRegistry.register(target, GroupOrder(match_kv_cache), HookType.AROUND)
+    return GroupOrder(match_kv_cache)

@@ -6,20 +6,26 @@ and the expected output fit beside those of the running ones; when decoding find
 goes back to the queue and loses its KV. Two simplifications: a run's whole prompt is reserved at admission, and the
 victim is the youngest where SGLang takes the one with the fewest output tokens (mostly the same one).
 
+Steps that only decode, one after another, are planned as one jump for as long as nothing can come between them: no run
+ends, no block has to be evicted for them, nobody can be admitted. The queue is put in order only when somebody could
+be admitted; who was first and did not fit is asked again, alone, until something has changed.
+
 It does not know tokens, durations or time: `SimRun` counts, and says which hashes its blocks have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Iterable
+from math import ceil, inf
 from typing import final
 
-from prebled.core.blocks import cacheable_blocks
-from prebled.core.local_scheduler import LocalScheduler, Waiting
+from prebled.core.local_scheduler import LocalScheduler
 from prebled.core.types import RunId
 from prebled.worker.engine import EngineLoad
-from prebled.worker.sim_cache import BlockCache, CacheBlock
-from prebled.worker.sim_run import SimRun, StepPlan, is_decoding
+from prebled.worker.sim_cache import BlockCache
+from prebled.worker.sim_decodes import Decodes
+from prebled.worker.sim_queue import SimQueue
+from prebled.worker.sim_run import SimRun, StepEnd, StepPlan
 
 # SGLang's expectation of how much of its max_tokens a run will use (environ.py: SGLANG_INIT_NEW_TOKEN_RATIO,
 # _MIN_NEW_TOKEN_RATIO_FACTOR, _NEW_TOKEN_RATIO_DECAY_STEPS, _RETRACT_DECODE_STEPS, _CLIP_MAX_NEW_TOKENS_ESTIMATION).
@@ -35,31 +41,48 @@ class SimBatch:
     """The runs of one simulated engine, waiting and running, and the KV cache they share."""
 
     def __init__(
-        self, *, kv_blocks: int, block_tokens: int, chunk_tokens: int, max_running: int, queue: LocalScheduler | None
+        self,
+        *,
+        kv_blocks: int,
+        block_tokens: int,
+        chunk_tokens: int,
+        max_running: int,
+        queue: LocalScheduler | None,
+        tells_changes: bool = False,
     ) -> None:
-        """`queue` orders the waiting runs; None takes them as they came."""
-        self.cache = BlockCache(kv_blocks)
+        """`queue` orders the waiting runs; None takes them as they came. `tells_changes`: of the cache."""
+        self.cache = BlockCache(kv_blocks, tells_changes=tells_changes)
+        self.decodes = Decodes(block_tokens)
         self.retractions = 0
         self._block_tokens = block_tokens
         self._chunk_tokens = chunk_tokens
         self._max_running = max_running
-        self._queue = queue
-        self._waiting: dict[RunId, SimRun] = {}
+        self._waiting = SimQueue(self.cache, block_tokens, queue)
         self._running: dict[RunId, SimRun] = {}  # in order of admission
+        self._begun: dict[RunId, SimRun] = {}  # of those, the ones that do not decode yet
         self._arrivals = 0
+        self._admissions = 0
         self._ratio = FIRST_RATIO
+        self._stuck: SimRun | None = None  # was first in the queue and did not fit
+        self._stuck_moves = 0
+        self._lacking_tokens = 0.0  # how much room it lacked
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._running)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether nobody can be admitted before a running run ends."""
+        return len(self._running) >= self._max_running
+
     def get(self, run_id: RunId) -> SimRun | None:
         return self._running.get(run_id) or self._waiting.get(run_id)
 
-    def load(self) -> EngineLoad:
+    def load(self, steps: int = 0) -> EngineLoad:
+        """As of now; `steps`: so many of the steps planned are made."""
+        blocks = self.cache.held_blocks + (self.decodes.growth_of(steps - 1) if steps > 1 else 0)
         return EngineLoad(
-            queued=len(self._waiting),
-            running=len(self._running),
-            kv_used_tokens=self.cache.held_blocks * self._block_tokens,
+            queued=len(self._waiting), running=len(self._running), kv_used_tokens=blocks * self._block_tokens
         )
 
     def add(self, run: SimRun) -> None:
@@ -69,81 +92,120 @@ class SimBatch:
         assert self.get(run.run_id) is None, f"run {run.run_id} is here already"
         run.arrival = self._arrivals
         self._arrivals += 1
-        self._waiting[run.run_id] = run
+        self._waiting.add(run)
+        self._stuck = None
 
     def end(self, run: SimRun) -> None:
         """Take a run out, at its end or aborted. Its full blocks stay in the cache, unpinned."""
-        if self._waiting.pop(run.run_id, None) is None:
+        if self._waiting.get(run.run_id) is not None:
+            self._waiting.remove(run)
+        else:
             del self._running[run.run_id]
+            self._stop_computing(run)
             self._share(run)
             self._release(run)
+        self._stuck = None
         if not self._waiting and not self._running:
             self._ratio = FIRST_RATIO
 
-    def plan(self) -> StepPlan:
-        """The next step's work, with all the KV it needs taken."""
-        decodes = self._grow()
-        begun = [run for run in self._running.values() if not is_decoding(run)]
+    def plan(self, most_steps: int = 1) -> StepPlan:
+        """The next step's work, with all the KV it needs taken; at most `most_steps` that are alike at once."""
+        self._grow()
+        sequences, context_tokens = len(self.decodes), self.decodes.context_tokens
         prefills: list[tuple[SimRun, int]] = []
-        budget = self._fill(begun, self._chunk_tokens - len(decodes), prefills)
-        if budget > 0 and self._waiting and len(self._running) < self._max_running:
+        budget = self._chunk_tokens - sequences
+        if self._begun:
+            budget = self._fill(self._begun.values(), budget, prefills)
+        if self._waiting and budget > 0 and not self.is_full:
             self._admit_and_fill(budget, prefills)
-        return StepPlan(prefills, decodes)
+        steps = 1 if prefills or not sequences or most_steps <= 1 else self._equal_steps(most_steps)
+        return StepPlan(prefills, sequences, context_tokens, steps)
 
-    def commit(self, plan: StepPlan) -> list[SimRun]:
-        """The step is over: book what it computed. The runs that made a token, decoding ones first.
-
-        The caller counts the token on each of them, and ends those that are through, before the next `plan`.
-        """
+    def commit(self, plan: StepPlan, steps: int = 1) -> StepEnd:
+        """So many of the steps planned are over: book what they computed."""
+        if steps > 1:
+            self.cache.take(self.decodes.growth_of(steps - 1))
+            self._decay(steps - 1)
+        through = self.decodes.advance(steps) if plan.sequences else []
+        begun = []
         for run, tokens in plan.prefills:
             run.computed += tokens
             self._share(run)
-        for run in plan.decodes:
-            run.computed += 1
-        return [*plan.decodes, *(run for run, _ in plan.prefills if run.computed == run.length)]
+            if run.computed == run.length:
+                del self._begun[run.run_id]
+                run.output_tokens += 1
+                begun.append(run)
+                if run.output_tokens < run.max_tokens:
+                    self.decodes.join(run)
+                else:
+                    through.append(run)
+        return StepEnd(begun, through)
 
     def check_invariants(self) -> None:
-        """AssertionError if blocks were lost or taken twice. For tests."""
+        """AssertionError if blocks were lost or taken twice. For tests; not between a plan and its commit."""
         self.cache.check_invariants()
-        assert self.cache.private_blocks == sum(run.private_blocks for run in self._running.values())
-        for run in self._running.values():
-            assert run.block is not None
-            assert run.block.depth + run.private_blocks >= self._blocks(run.computed)
-            assert run.computed <= run.length
-        assert not any(run.block or run.private_blocks or run.computed for run in self._waiting.values())
+        self.decodes.check_invariants()
+        assert self.cache.private_blocks == sum(self.decodes.private_blocks(run) for run in self._running.values())
+        for run in self._begun.values():
+            assert run.node is not None
+            assert run.node.depth + run.private_blocks >= self._blocks(run.computed)
+            assert run.computed < run.length
+        assert self._running.keys() == self._begun.keys() | self.decodes.runs.keys()
+        assert not any(run.node or run.private_blocks or run.computed for run in self._waiting)
+        assert not any(run.watch for run in self._running.values())
         assert len(self._running) <= self._max_running
 
-    def _grow(self) -> list[SimRun]:
-        """The decoding runs, each with a block for its next token; retracts until those are to be had."""
-        while True:
-            decodes = [run for run in self._running.values() if is_decoding(run)]
-            growing = [run for run in decodes if self._lacks_block(run)]
-            if len(growing) <= self.cache.available_blocks:
-                break
-            self._retract()
-        self.cache.take(len(growing))
-        for run in growing:
-            run.private_blocks += 1
-        if decodes:
-            self._ratio = max(self._ratio - RATIO_DECAY, LEAST_RATIO)
-        return decodes
+    # --- decoding ---
 
-    def _lacks_block(self, run: SimRun) -> bool:
-        assert run.block is not None
-        return run.length > (run.block.depth + run.private_blocks) * self._block_tokens
+    def _grow(self) -> None:
+        """Take a block for each decoding run whose next token needs one; retracts until those are to be had."""
+        while (blocks := self.decodes.growth()) > self.cache.available_blocks:
+            self._retract()
+        if blocks:
+            self.cache.take(blocks)
+        if self.decodes:
+            self._decay(1)
+
+    def _decay(self, steps: int) -> None:
+        self._ratio = max(self._ratio - steps * RATIO_DECAY, LEAST_RATIO)
 
     def _retract(self) -> None:
         """The youngest run goes back to the queue; what it shared stays in the cache, the rest is lost."""
-        run_id, run = self._running.popitem()
+        _, run = self._running.popitem()
         self.retractions += 1
+        self._stop_computing(run)
         self._release(run)
         run.computed = 0
-        self._waiting[run_id] = run
-        made = sum(run.output_tokens for run in self._running.values())
+        self._waiting.add(run)
+        self._stuck = None
+        made = sum(self.decodes.output_tokens(run) for run in self._running.values())
         asked = sum(run.max_tokens for run in self._running.values())
         self._ratio = min(1.0, (made + RETRACT_STEPS * len(self._running)) / (asked + 1))
 
-    def _fill(self, runs: Collection[SimRun], budget: int, prefills: list[tuple[SimRun, int]]) -> int:
+    def _equal_steps(self, most: int) -> int:
+        """How many steps like the one just planned, which only decodes, can follow one another."""
+        most = min(most, self.decodes.steps_to_end())
+        if self._begun:
+            return 1
+        if self._waiting and not self.is_full:
+            most = min(most, self._steps_without_room())
+        return self.decodes.steps_within(self.cache.free_blocks, most) if most > 1 else most
+
+    def _steps_without_room(self) -> int:
+        """For how many steps the first in the queue will certainly not fit. Room comes only from the tokens that are
+        expected of the running ones no longer; every block that these take leaves less."""
+        if self._stuck is None:
+            return 1
+        if self._lacking_tokens == inf:
+            return self.decodes.steps_to_end()
+        open_ended = sum(
+            min(run.max_tokens, MOST_EXPECTED_TOKENS) for run in self._running.values() if not run.fixed_length
+        )
+        return max(ceil(self._lacking_tokens / (len(self.decodes) + RATIO_DECAY * open_ended)), 1)
+
+    # --- prompts ---
+
+    def _fill(self, runs: Iterable[SimRun], budget: int, prefills: list[tuple[SimRun, int]]) -> int:
         """Give each run as much of the budget as it can use; what is left of it."""
         for run in runs:
             tokens = min(run.length - run.computed, budget)
@@ -153,66 +215,86 @@ class SimBatch:
         return budget
 
     def _admit_and_fill(self, budget: int, prefills: list[tuple[SimRun, int]]) -> None:
-        expected = self._expected_tokens(self._running.values())
-        for run in self._in_order():
-            if budget <= 0 or len(self._running) >= self._max_running or not self._admit(run, expected):
+        expected = self._expected_tokens()
+        if self._stuck is not None and self._stuck_moves == self.cache.watches.moves:
+            self._lacking_tokens = self._lacks_room(self._stuck, expected)
+            if self._lacking_tokens > 0:
                 return
+        self._stuck = None
+        for run in self._waiting.in_order():
+            if budget <= 0 or self.is_full:
+                return
+            lacking = self._lacks_room(run, expected)
+            if lacking > 0:
+                if not prefills:
+                    self._stuck, self._stuck_moves, self._lacking_tokens = run, self.cache.watches.moves, lacking
+                return
+            self._admit(run)
             expected += min(run.max_tokens - run.output_tokens, MOST_EXPECTED_TOKENS)
             budget = self._fill([run], budget, prefills)
 
-    def _in_order(self) -> list[SimRun]:
-        runs = sorted(self._waiting.values(), key=lambda run: run.arrival)
-        if self._queue is None:
-            return runs
-        waiting = [Waiting(run.length, self._match(run).depth * self._block_tokens, run.arrival) for run in runs]
-        return [runs[i] for i in self._queue.order(waiting)]
+    def _expected_tokens(self) -> float:
+        """Output tokens that the running runs are expected still to make."""
+        step, ratio = self.decodes.step, self._ratio
+        expected = 0.0
+        for run in self._running.values():
+            left = run.max_tokens - run.output_tokens
+            if run.since >= 0:
+                left -= step - run.since
+            left = min(left, MOST_EXPECTED_TOKENS)
+            expected += left if run.fixed_length else left * ratio
+        return expected
 
-    def _match(self, run: SimRun) -> CacheBlock:
-        most = cacheable_blocks(run.length, self._block_tokens)
-        run.cover(most)
-        return self.cache.match(run.hashes, most)
-
-    def _expected_tokens(self, runs: Collection[SimRun]) -> float:
-        """Output tokens that these runs are expected still to make."""
-        return sum(
-            min(run.max_tokens - run.output_tokens, MOST_EXPECTED_TOKENS) * (1.0 if run.fixed_length else self._ratio)
-            for run in runs
-        )
-
-    def _admit(self, run: SimRun, expected_tokens: float) -> bool:
-        """Pin what is cached of the run and take blocks for the rest of its prompt, if there is room for both and
-        for the output expected of all. A run alone is always admitted: `add` has seen that it fits."""
-        block = self._match(run)
-        needed = self._blocks(run.length) - block.depth
-        left = self.cache.available_blocks - self.cache.unpinned_on_path(block) - needed
+    def _lacks_room(self, run: SimRun, expected_tokens: float) -> float:
+        """How many tokens of room are missing for what is not cached of the run and the output expected of all; not
+        above 0: it fits. A run alone always fits: `add` has seen to that."""
+        node = self._waiting.cached(run)
+        left = self.cache.available_blocks - self.cache.unpinned_on_path(node)
+        left -= self._blocks(run.length) - node.depth
+        if left < 0:
+            return inf
+        if not self._running:
+            return 0.0
         wanted = min(run.max_tokens - run.output_tokens, MOST_EXPECTED_TOKENS) + expected_tokens + self._block_tokens
-        if left < 0 or (self._running and left * self._block_tokens < wanted):
-            return False
-        self.cache.pin(block)
+        return wanted - left * self._block_tokens
+
+    def _admit(self, run: SimRun) -> None:
+        """Pin what is cached of the run and take blocks for the rest of its prompt."""
+        node = self._waiting.cached(run)
+        self.cache.pin(node)
+        self._waiting.remove(run)
+        needed = self._blocks(run.length) - node.depth
         self.cache.take(needed)
-        run.block, run.private_blocks = block, needed
-        run.computed = block.depth * self._block_tokens
+        run.node, run.private_blocks = node, needed
+        run.computed = node.depth * self._block_tokens
         if not run.output_tokens:
             run.cached_tokens = run.computed
-        del self._waiting[run.run_id]
-        self._running[run.run_id] = run
-        return True
+        run.admitted = self._admissions
+        self._admissions += 1
+        self._running[run.run_id] = self._begun[run.run_id] = run
 
     def _share(self, run: SimRun) -> None:
         """Put the run's computed full blocks into the tree."""
-        assert run.block is not None
+        assert run.node is not None
         full = run.computed // self._block_tokens
-        if full <= run.block.depth:
+        depth = run.node.depth
+        if full <= depth:
             return
         run.cover(full)
-        run.private_blocks -= full - run.block.depth
-        run.block = self.cache.extend(run.block, run.hashes[run.block.depth : full])
+        run.private_blocks -= full - depth
+        run.node = self.cache.extend(run.node, run.path, full)
+
+    def _stop_computing(self, run: SimRun) -> None:
+        if run.is_decoding:
+            self.decodes.leave(run)
+        else:
+            self._begun.pop(run.run_id, None)  # not there: its only token came with its prompt
 
     def _release(self, run: SimRun) -> None:
-        assert run.block is not None
-        self.cache.unpin(run.block)
+        assert run.node is not None
+        self.cache.unpin(run.node)
         self.cache.give(run.private_blocks)
-        run.block, run.private_blocks = None, 0
+        run.node, run.private_blocks = None, 0
 
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // self._block_tokens)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from prebled.core.cost import profile
 from prebled.core.types import RunId
 from prebled.errors import EngineFailed
-from prebled.messages import Capacity, Submit
+from prebled.messages import Capacity, KvStored, Submit
 from prebled.settings import SimSettings
 from prebled.worker.engine import EngineLoad, EngineStep
 from prebled.worker.sim_model import SimModel
@@ -75,6 +75,14 @@ class SimEngine:
 
     def load(self) -> EngineLoad:
         return self._model.load()
+
+    def set_namespace(self, model: str) -> None:
+        self._model.set_namespace(model)
+
+    def held(self) -> tuple[KvStored, ...]:
+        # A step that is computed but not out yet is in here already; its changes come once more with it, and applying
+        # them again leaves the same blocks.
+        return self._model.held()
 
     async def stop(self) -> None:
         self._is_stopped = True

@@ -14,16 +14,16 @@ from typing import final
 
 import xxhash
 
-from prebled.core.blocks import block_hashes, namespace_seed
+from prebled.core.blocks import HASH_BYTES, hash_path, namespace_seed
 from prebled.core.cost import CostModel
 from prebled.core.local_scheduler import LocalScheduler
 from prebled.core.types import RunId
 from prebled.errors import SettingsError
-from prebled.messages import Capacity, Chunk, FinishReason, Submit
+from prebled.messages import Capacity, Chunk, FinishReason, KvStored, Submit
 from prebled.settings import SimSettings
 from prebled.worker.engine import EngineLoad, EngineStep, RunDone
 from prebled.worker.sim_batch import SimBatch
-from prebled.worker.sim_cost import step_seconds
+from prebled.worker.sim_cost import step_sample, step_seconds
 from prebled.worker.sim_run import SimRun
 
 EOS_ONE_IN = 256
@@ -62,7 +62,7 @@ class TokenRun(SimRun):
             submit.run_id,
             len(submit.tokens) // 4,
             sampling.max_tokens,
-            block_hashes(submit.tokens, block_tokens, namespace),
+            hash_path(submit.tokens, block_tokens, namespace),
             fixed_length=sampling.ignore_eos,
         )
         # As in SGLang: who ignores the end of sequence ignores stop tokens too.
@@ -73,20 +73,20 @@ class TokenRun(SimRun):
         self._hash = xxhash.xxh3_64(submit.tokens)
 
     def add_token(self, vocabulary: Vocabulary) -> int:
-        """Make the next token."""
+        """Make the next token; the batch counts it."""
         token = vocabulary.token(self._hash.intdigest())
         raw = token.to_bytes(4, "little")
         self._tokens += raw
         self._hash.update(raw)
-        self.output_tokens += 1
         return token
 
     def cover(self, blocks: int) -> None:
-        known = len(self.hashes)
+        known = len(self.path) // HASH_BYTES
         if blocks > known:
             width = 4 * self._block_tokens
             new = bytes(self._tokens[known * width : blocks * width])
-            self.hashes += block_hashes(new, self._block_tokens, self.hashes[-1] if known else self._seed)
+            seed = int.from_bytes(self.path[-HASH_BYTES:], "little") if known else self._seed
+            self.path += hash_path(new, self._block_tokens, seed)
 
 
 @final
@@ -117,12 +117,14 @@ class SimModel:
         self._block_tokens = block_tokens
         self._vocabulary = Vocabulary(vocab_size, eos_token_ids)
         self._cost = cost
+        self._speed = settings.speed
         self._batch = SimBatch(
             kv_blocks=kv_blocks,
             block_tokens=block_tokens,
             chunk_tokens=settings.chunk_tokens,
             max_running=settings.max_running,
             queue=LocalScheduler() if queue_policy == "groups" else None,
+            tells_changes=True,
         )
         self._aborted: list[RunDone] = []
         most = min(settings.context_tokens, kv_blocks * block_tokens)
@@ -148,6 +150,16 @@ class SimModel:
         """How often a run lost its KV to others so far."""
         return self._batch.retractions
 
+    def set_namespace(self, model: str) -> None:
+        """Hashes start from this name from now on. What was cached under another matches nothing any more: it goes."""
+        if model != self._model:
+            self._model = model
+            self._batch.cache.evict_all()
+
+    def held(self) -> tuple[KvStored, ...]:
+        """All that the cache holds, parents before children."""
+        return tuple(self._batch.cache.held())
+
     def submit(self, submits: Sequence[Submit]) -> None:
         """Queue runs that `check_submit` has passed."""
         for submit in submits:
@@ -162,21 +174,29 @@ class SimModel:
                 self._aborted.append(self._end(run, "abort"))
 
     def step(self) -> tuple[EngineStep, float]:
-        """Compute one step: what comes of it, and the seconds it takes. Runs submitted meanwhile wait for the next."""
+        """Compute one step: what comes of it, and the seconds it takes. Runs submitted meanwhile wait for the next.
+
+        A sample has the seconds that pass for whoever waits for the step, at the speed of the settings."""
         done, self._aborted = self._aborted, []
         plan = self._batch.plan()
         duration_s = step_seconds(self._cost, plan)
+        has_work = bool(plan.prefills or plan.sequences)
+        samples = (step_sample(plan, duration_s / self._speed),) if has_work else ()
+        decoding = list(self._batch.decodes.runs.values())
+        end = self._batch.commit(plan)
+        through = set(end.through)
+        first = {run for run in end.begun if run.output_tokens == 1}
         chunks = []
-        for run in self._batch.commit(plan):
+        for run in (*decoding, *end.begun):
             assert isinstance(run, TokenRun)
-            is_first = run.output_tokens == 0
             token = run.add_token(self._vocabulary)
-            chunks.append(Chunk(run.run_id, (token,), run.cached_tokens if is_first else -1))
+            chunks.append(Chunk(run.run_id, (token,), run.cached_tokens if run in first else -1))
             if token in run.stops:
                 done.append(self._end(run, "stop"))
-            elif run.output_tokens >= run.max_tokens:
+            elif run in through:
                 done.append(self._end(run, "length"))
-        return EngineStep(tuple(chunks), tuple(done)), duration_s
+        changes = self._batch.cache.take_changes()
+        return EngineStep(tuple(chunks), tuple(done), kv=changes, samples=samples), duration_s
 
     def load(self) -> EngineLoad:
         return self._batch.load()

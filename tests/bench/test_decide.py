@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from prebled.bench.decide import Mix, Prompts, measure
+from prebled.core.e2 import E2
 from prebled.errors import SettingsError
 
 SMALL = ("--workers", "3", "--prompt-tokens", "640", "--block-tokens", "16", "--blocks", "4000", "--decisions", "250")
@@ -25,10 +26,12 @@ def test_the_report_has_the_promised_keys_and_sound_numbers() -> None:
     report = json.loads(done.stdout)
     assert list(report) == [
         *("workers", "blocks", "decide_us", "hash_us", "finish_us", "per_s", "bytes_per_block", "policy", "mix"),
+        *("stored_us", "removed_us", "adjusted", "adjusted_us", "parts"),
     ]
     assert (report["workers"], report["policy"], report["mix"]) == (3, "least-loaded", "explore")
     assert 3900 <= report["blocks"] <= 4000  # grown to the last request that surely fitted
-    for name in ("decide_us", "hash_us", "finish_us"):
+    assert (report["adjusted"], report["adjusted_us"], report["parts"]) == (0, None, [])
+    for name in ("decide_us", "hash_us", "finish_us", "stored_us", "removed_us"):
         assert list(report[name]) == ["p50", "p99", "mean"]
         assert 0 < report[name]["p50"] <= report[name]["p99"]
     assert report["hash_us"]["p50"] < report["decide_us"]["p50"]  # hashing is a part of it
@@ -83,6 +86,38 @@ def test_growing_is_told() -> None:
     measure(policy="e2", workers=2, prompt_tokens=640, block_tokens=16, blocks=2000, decisions=1, tell=told.append)
     assert told[0] == "0 of 2000 blocks"
     assert len(told) > 3
+
+
+def test_the_parts_of_a_decision_add_up() -> None:
+    choose = E2.choose
+    report = measure(
+        policy="e2", workers=2, prompt_tokens=640, block_tokens=16, blocks=2000, decisions=250, profile=True
+    )
+    assert E2.choose is choose  # the clocks are off again
+    assert {"hash", "match", "choose", "book in the tree", "book in the loads", "journal", "rest"} <= {
+        one.part for one in report.parts
+    }
+    assert sum(one.share for one in report.parts) == pytest.approx(1, abs=0.01)
+    assert all(one.p50 > 0 and one.share > 0 for one in report.parts)
+    _, header, *rows = bench(*SMALL, "--profile").stdout.splitlines()
+    assert header.split() == ["PART", "P50", "US", "SHARE"]
+    assert any(row.startswith("hash ") for row in rows)
+
+
+def test_many_in_flight_on_few_prefixes_are_adjusted() -> None:
+    report = measure(
+        policy="e2",
+        workers=4,
+        prompt_tokens=640,
+        block_tokens=16,
+        blocks=4000,
+        decisions=500,
+        mix="exploit",
+        in_flight=40,
+    )
+    assert report.adjusted > 0
+    assert report.adjusted_us is not None
+    assert report.adjusted_us.p50 > 0
 
 
 def test_a_tree_too_small_for_a_prompt_is_refused() -> None:

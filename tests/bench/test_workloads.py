@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from prebled.bench.workloads import ideal_share, read_lines, toolbench
+from prebled.bench.workloads import ideal_share, toolbench
 from prebled.errors import SettingsError
 
 
@@ -30,11 +30,14 @@ def test_prompts_share_tool_lists_by_zipf_and_repeat_for_a_seed(tmp_path: Path) 
     assert counts[0] / counts[1] == pytest.approx(2**1.1, rel=0.15)
 
 
-def test_packed_lines_are_the_plain_ones(tmp_path: Path) -> None:
+def test_packed_texts_are_the_plain_ones(tmp_path: Path) -> None:
     plain = write_texts(tmp_path / "texts.jsonl", 3)
     packed = tmp_path / "texts.jsonl.zst"
     packed.write_bytes(zstandard.compress(plain.read_bytes()))
-    assert list(read_lines(packed)) == list(read_lines(plain))
+    plain_prompts, packed_prompts = (
+        toolbench(path, requests=20, lists=3, zipf=1.0, seed=0) for path in (plain, packed)
+    )
+    assert packed_prompts == plain_prompts
 
 
 def test_bad_files_are_named(tmp_path: Path) -> None:

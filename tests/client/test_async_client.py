@@ -317,6 +317,6 @@ async def test_large_prompts_pass_side_by_side(short_dir: Path) -> None:
 
 async def test_a_foreign_client_may_use_the_protocol(short_dir: Path) -> None:
     """The documented bytes, written out: what a client in another language would send."""
-    async with serving(unix(short_dir)) as (server, _), RawPeer(server.addresses[0], b"PREBLED\x01") as peer:
+    async with serving(unix(short_dir)) as (server, _), RawPeer(server.addresses[0], b"PREBLED\x02") as peer:
         peer.writer.write(b"\0\0\0\x13" + b"\x93\xa8Generate\x01\xa7count:1")
         assert (await peer.read_kind(Text, 1)).tokens == (0,)

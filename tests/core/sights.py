@@ -5,7 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from prebled.core.cost import CostModel
-from prebled.core.load import BEHIND, BOOKED, DECODE, DECODING, KV_TOKENS, REQUESTS, UNTIL, WAITING_TOKENS
+from prebled.core.load import (
+    BEHIND,
+    BOOKED,
+    DECODE,
+    DECODING,
+    KV_TOKENS,
+    REQUESTS,
+    UNTIL,
+    WAITING_TOKENS,
+    Loads,
+)
 from prebled.core.prefix_tree import PrefixTree
 from prebled.core.sharing import Sharing
 from prebled.core.sight import Sight
@@ -49,17 +59,22 @@ def sight(
     sharing: Sharing | None = None,
     caches: PrefixTree | None = None,
     ids: list[WorkerId] | None = None,
+    costs: dict[int, CostModel] | None = None,
     **rows: list[float],
 ) -> Sight:
-    """`cached`: tokens per candidate, named w0, w1, ...; `rows`: see `ROWS`, 0 where not given."""
-    loads = np.zeros((len(ROWS), len(cached)))
+    """`cached`: tokens per candidate, named w0, w1, ...; `costs`: of the candidates that have not `COST`; `rows`: see
+    `ROWS`, 0 where not given."""
+    loads = Loads(COST)
+    for slot in range(len(cached)):
+        loads.reset(slot)
+        loads.set_cost(slot, (costs or {}).get(slot, COST))
     for name, values in rows.items():
-        loads[ROWS[name]] = values
+        loads.table[ROWS[name]] = values
     return Sight(
         prompt_tokens=prompt,
-        cached_tokens=np.array(cached),
-        loads=loads,
-        cost=COST,
+        cached_tokens=np.array(cached, np.float64),
+        loads=loads.rows,
+        costs=loads,
         now=now,
         ids=ids or [WorkerId(f"w{number}") for number in range(len(cached))],
         slots=np.arange(len(cached)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from msgspec.structs import replace
 from sights import path, sight
 
 from prebled.core import dualmap as dualmap_module
@@ -68,7 +69,7 @@ def test_a_holder_outside_the_pair_is_not_used() -> None:
 
 def test_a_prompt_shorter_than_a_block_goes_where_it_starts_first() -> None:
     waits = [0.5, 0.4, 0.3, 0.2, 0.1, 0.2, 0.3, 0.4]
-    short = sight([0] * 8, prompt=30, wait_s=waits)._replace(hashes=b"")
+    short = replace(sight([0] * 8, prompt=30, wait_s=waits), hashes=b"")
     assert DualMap().choose(short).chosen == 4
 
 
@@ -77,7 +78,7 @@ def test_a_prefix_that_too_many_share_is_hashed_longer_until_it_cools(monkeypatc
     policy = DualMap()
 
     def book(hashes: bytes) -> None:
-        request = seen(0)._replace(hashes=hashes)
+        request = replace(seen(0), hashes=hashes)
         policy.booked(request, policy.choose(request), Work(0, 1000, 1000, 10))
 
     shared, apart = path(1, 1), iter(range(10, 10_000))

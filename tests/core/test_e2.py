@@ -6,7 +6,7 @@ import pytest
 from sights import path, sight
 
 from prebled.core.e2 import E2
-from prebled.core.sharing import Sharing, landmark
+from prebled.core.sharing import Sharing, landmark, landmarks
 from prebled.settings import CoreSettings
 
 POLICY = E2(CoreSettings())
@@ -27,10 +27,10 @@ POLICY = E2(CoreSettings())
 )
 def test_costs(cached: list[int], wait_s: list[float], total_s: list[float], mode: str, chosen: int) -> None:
     choice = POLICY.choose(sight(cached, wait_s=wait_s))
-    assert choice.total_s.tolist() == pytest.approx(total_s)
+    assert list(choice.total_s) == pytest.approx(total_s)
     assert (choice.mode, choice.chosen, choice.adjusted) == (mode, chosen, ())
-    assert choice.load_s.tolist() == wait_s
-    assert choice.prefill_s.tolist() == pytest.approx([(1000 - held) * 1e-3 for held in cached])
+    assert list(choice.load_s) == wait_s
+    assert list(choice.prefill_s) == pytest.approx([(1000 - held) * 1e-3 for held in cached])
 
 
 def test_a_longer_queue_rebalances() -> None:
@@ -52,7 +52,7 @@ def test_sharers_make_a_copy_cheaper() -> None:
     for _ in range(10):
         sharing.book(0, hashes)
     choice = POLICY.choose(seen)  # ... 0.96 * (1 + 3 / 4) s
-    assert choice.total_s.tolist() == pytest.approx([2.0 + 0.04 * 1.75, 1.75])
+    assert list(choice.total_s) == pytest.approx([2.0 + 0.04 * 1.75, 1.75])
     assert choice.chosen == 1
     assert choice.adjusted == (
         "replicated: 10 requests in flight on w0 share the prefix (k=10); w1 computes 960 tokens of it anew",
@@ -62,7 +62,7 @@ def test_sharers_make_a_copy_cheaper() -> None:
 def test_sequences_that_decode_make_prefill_dearer() -> None:
     choice = POLICY.choose(sight([0, 0], decoding=[30, 10], wait_s=[0.0, 0.5]))
     # price 3.25, and 0.05 for each sequence
-    assert choice.total_s.tolist() == pytest.approx([3.25 + 1.5, 0.5 + 3.25 + 0.5])
+    assert list(choice.total_s) == pytest.approx([3.25 + 1.5, 0.5 + 3.25 + 0.5])
     assert choice.chosen == 1
     assert choice.adjusted == ("steered: w0 would cost 0.5 s less, but 30 sequences decode there, 10 on w1",)
     held = POLICY.choose(sight([600, 500], decoding=[60, 0]))
@@ -72,9 +72,9 @@ def test_sequences_that_decode_make_prefill_dearer() -> None:
 
 def test_the_prefill_in_progress_shrinks_with_time() -> None:
     rows = {"wait_s": [1.0, 1.8], "until": [12.0, 0.0]}
-    assert POLICY.choose(sight([0, 0], now=10.0, **rows)).load_s.tolist() == [2.0, 1.8]
-    assert POLICY.choose(sight([0, 0], now=10.5, **rows)).load_s.tolist() == [1.5, 1.8]
-    assert POLICY.choose(sight([0, 0], now=99.0, **rows)).load_s.tolist() == [1.0, 1.8]  # what is behind it stays
+    assert POLICY.choose(sight([0, 0], now=10.0, **rows)).load_s == [2.0, 1.8]
+    assert POLICY.choose(sight([0, 0], now=10.5, **rows)).load_s == [1.5, 1.8]
+    assert POLICY.choose(sight([0, 0], now=99.0, **rows)).load_s == [1.0, 1.8]  # what is behind it stays
 
 
 def test_every_weight_is_a_setting() -> None:
@@ -82,7 +82,7 @@ def test_every_weight_is_a_setting() -> None:
     sharing, hashes = Sharing(), path(1, 15)
     sharing.book(0, hashes)
     seen = sight([500, 0], wait_s=[3.0, 1.0], decoding=[2, 0], hashes=hashes, sharing=sharing)
-    assert policy.choose(seen).total_s.tolist() == pytest.approx([3.0 + 0.5 * 3.5 + 0.5, 1.0 + 3.5])
+    assert policy.choose(seen).total_s == pytest.approx([3.0 + 0.5 * 3.5 + 0.5, 1.0 + 3.5])
 
 
 def test_landmarks_stand_for_at_least_half() -> None:
@@ -91,6 +91,13 @@ def test_landmarks_stand_for_at_least_half() -> None:
         mark = landmark(whole[: 8 * blocks], blocks)
         depth = next(i for i in range(300) if whole[8 * i : 8 * i + 8] == mark) + 1
         assert blocks / 2 <= depth <= blocks
+
+
+def test_landmarks_are_the_hashes_at_powers_of_two() -> None:
+    whole = path(3, 300)
+    for blocks in range(300):
+        depths = [1 << rank for rank in range(blocks.bit_length())]
+        assert landmarks(whole[: 8 * blocks]) == tuple(whole[8 * depth - 8 : 8 * depth] for depth in depths)
 
 
 def test_sharing_counts_those_in_flight_with_half_of_the_prefix() -> None:

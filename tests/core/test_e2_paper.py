@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 from sights import BLOCK, path, sight, tree
 
 from prebled.core.e2_paper import E2Paper
@@ -149,12 +150,12 @@ def test_a_copy_is_withdrawn_when_the_prefix_has_cooled() -> None:
         wait(policy, now, seconds)
     seen = sight([960, 0, 960], hashes=path(9, 15))
     load(policy, 0, 500, now=85.0)
-    assert policy.choose(seen._replace(now=85.0)).chosen == 2  # both serve it
-    cooled, _ = book(policy, seen._replace(now=185.0))
+    assert policy.choose(replace(seen, now=85.0)).chosen == 2  # both serve it
+    cooled, _ = book(policy, replace(seen, now=185.0))
     assert cooled.chosen == 0
     assert cooled.adjusted == ("withdrawn: the prefix has cooled; w0 serves it alone again, no longer 2 workers",)
     policy.forgot(0)
-    assert policy.choose(seen._replace(now=186.0)).adjusted == ()  # its home is gone: whoever holds it may serve it
+    assert policy.choose(replace(seen, now=186.0)).adjusted == ()  # its home is gone: whoever holds it may serve it
 
 
 def test_cost_does_not_jump_when_rebalancing_begins() -> None:

@@ -7,6 +7,7 @@ from sights import BLOCK, COST, path, tree
 
 from prebled.core.eviction import MOST_VICTIMS, eviction_s
 from prebled.core.prefix_tree import PrefixTree
+from prebled.messages import KvStored
 
 
 def book(made: PrefixTree, hashes: bytes, now: float) -> None:
@@ -34,7 +35,7 @@ def test_free_space_costs_nothing() -> None:
 
 def test_what_nobody_asked_for_within_the_window_costs_nothing() -> None:
     made = tree(1, capacity_blocks=10)
-    made.stored(path(1, 10), 0, 0.0)
+    made.report(0, [KvStored(b"", path(1, 10))], 0.0)
     assert eviction_s(made.use_order(0), 10, BLOCK, COST) == 0
 
 

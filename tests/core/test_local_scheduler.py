@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_local_scheduler import PlainLocalScheduler
 
 from prebled.core.local_scheduler import LocalScheduler, Waiting
 
@@ -115,6 +116,84 @@ def test_no_request_waits_longer_than_the_stated_bound(seed: int, groups: int, b
             assert slots <= limits.pop(arrival)
             del cached[arrival]
         assert all(slots <= limit for limit in limits.values())
+
+
+def test_cold_requests_among_cached_ones_get_a_slot_in_eleven() -> None:
+    """Behind 20 cached ones, and with another for each that is taken, so that longest-match-first never took one."""
+    scheduler = LocalScheduler()
+    cold = [Waiting(2000, 0, arrival) for arrival in (20, 21, 22)]
+    waiting = [*(Waiting(100, 95, arrival) for arrival in range(20)), *cold]
+    slots = []
+    for slot in range(40):
+        chosen = waiting.pop(scheduler.order(waiting)[0])
+        if chosen in cold:
+            slots.append(slot)
+        else:
+            waiting.append(Waiting(100, 95, 100 + slot))
+    assert slots == [1, 12, 23]
+
+
+def follow(issued: list[int], scheduler: LocalScheduler) -> list[int]:
+    """The new order, made from what is left of the last one as the hook in SGLang does."""
+    came = scheduler.slip_in()
+    if came is None:
+        return scheduler.arrange()
+    for slot, arrival in came:
+        issued.insert(slot, arrival)
+    return issued
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(0, 2**32), st.integers(1, 12), st.sampled_from(["fixed", "changing", "spiteful"]), st.integers(1, 120)
+)
+def test_orders_as_the_plain_one(seed: int, groups: int, shares: str, most_waiting: int) -> None:
+    """Whatever comes, goes (from the front or from the middle), comes back, or changes its share, the order is the one
+    worked out from scratch, given whole or by what is new in it."""
+    chance = random.Random(seed)
+    plain, whole, told = PlainLocalScheduler(groups), LocalScheduler(groups), LocalScheduler(groups)
+    assert told.patience == plain.patience
+    arrivals = iter(range(10**6))
+    cached: dict[int, int] = {}
+    taken: list[int] = []
+    issued: list[int] = []
+    for _ in range(60):
+        for _ in range(min(chance.choice([0, 1, 2, 30]), most_waiting - len(cached))):
+            cached[next(arrivals)] = chance.randint(0, 100)
+        if taken and chance.random() < 0.1:  # retracted: back in the queue, at its old age
+            cached[taken.pop(chance.randrange(len(taken)))] = chance.randint(0, 100)
+        for arrival in cached:
+            if shares == "spiteful":
+                cached[arrival] = 0 if arrival == min(cached) else 100
+            elif shares == "changing" and chance.random() < 0.1:
+                cached[arrival] = chance.randint(0, 100)
+            told.put(arrival, 100, cached[arrival])
+        waiting = [Waiting(100, share, arrival) for arrival, share in cached.items()]
+        chance.shuffle(waiting)
+        expected = [waiting[index].arrival for index in plain.order(waiting)]
+        assert [waiting[index].arrival for index in whole.order(waiting)] == expected
+        issued = follow([arrival for arrival in issued if arrival in cached], told)
+        assert issued == told.arrange() == expected
+        count = len(cached) if chance.random() < 0.1 else min(chance.randint(0, 8), len(cached))
+        gone = expected[:count] if chance.random() < 0.8 else chance.sample(expected, count)
+        taken += gone
+        told.drop(gone)
+        for arrival in gone:
+            del cached[arrival]
+
+
+def test_what_goes_before_it_was_ordered_was_not_taken() -> None:
+    scheduler, other = LocalScheduler(), LocalScheduler()
+    for one in (scheduler, other):
+        one.put(0, 100, 0)
+        one.put(1, 100, 95)
+        assert one.arrange() == [1, 0]
+    scheduler.put(2, 100, 95)
+    scheduler.drop([2, 17])
+    scheduler.drop([1])
+    scheduler.put(1, 100, 95)
+    assert scheduler.slip_in() == []
+    assert scheduler.arrange() == other.arrange() == [1, 0]
 
 
 @given(st.lists(st.tuples(st.integers(0, 100), st.integers(1, 100)), max_size=30), st.integers(1, 5))

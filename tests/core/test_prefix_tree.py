@@ -1,123 +1,11 @@
-"""The prefix tree against a naive model on random sequences, and its rules one by one."""
+"""The prefix tree's rules one by one; reports of workers are in `test_reported.py`, random sequences in their own."""
 
 from __future__ import annotations
 
-from array import array
-
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from naive_tree import NaiveTree, Path
+from tree_paths import WINDOW_S, book, chain, held, tree_of
 
-from prebled.core.prefix_nodes import Visit
-from prebled.core.prefix_tree import PrefixTree
-
-WINDOW_S = 10.0
-SLOTS = 3
 FAR = 10  # more slots than are counted bit by bit
-
-
-def chain(path: Path) -> bytes:
-    """Chained hashes of a path of small choices: equal prefix, equal hashes."""
-    seed, hashes = 7, array("Q")
-    for step in path:
-        seed = hash((seed, step)) & (2**64 - 1)
-        hashes.append(seed)
-    return hashes.tobytes()
-
-
-paths = st.lists(st.integers(0, 2), max_size=8).map(tuple)
-slots = st.integers(0, SLOTS - 1)
-
-
-class TreeMachine(RuleBasedStateMachine):
-    """Both trees through the same operations; all that can be read compared after each."""
-
-    @initialize(capacity=st.integers(3, 30))
-    def begin(self, capacity: int) -> None:
-        self.tree = PrefixTree(max_blocks=10**6, window_s=WINDOW_S)
-        self.naive = NaiveTree(WINDOW_S)
-        self.now = 0.0
-        self.booked: list[tuple[Visit, tuple[float, Path, int], int]] = []
-        self.asked: set[Path] = set()
-        for slot in range(SLOTS):
-            self.tree.set_capacity(slot, capacity)
-            self.naive.capacity[slot] = capacity
-            self.naive.used[slot] = {}
-
-    @rule(path=paths, slot=slots)
-    def book(self, path: Path, slot: int) -> None:
-        held = self.naive.held_blocks(path, slot)
-        self.now += 0.001  # visits stay distinguishable
-        visit = self.tree.book(self.tree.match(chain(path)), slot, self.now)
-        mirrored = self.naive.book(path, slot, self.now) if path else (self.now, path, slot)
-        self.booked.append((visit, mirrored, held))
-        self.asked.add(path)
-
-    @precondition(lambda self: self.booked)
-    @rule(index=st.integers(0, 50))
-    def withdraw(self, index: int) -> None:
-        visit, mirrored, held = self.booked.pop(index % len(self.booked))
-        self.tree.withdraw(visit, held)
-        self.naive.withdraw(mirrored, held)
-
-    @rule(path=paths, slot=slots)
-    def stored(self, path: Path, slot: int) -> None:
-        self.tree.stored(chain(path), slot, self.now)
-        if path:
-            self.naive.stored(path, slot)
-        self.asked.add(path)
-
-    @rule(path=paths, slot=slots, keep=st.integers(0, 8))
-    def evicted(self, path: Path, slot: int, keep: int) -> None:
-        self.tree.evicted(chain(path), slot, keep)
-        self.naive.evicted(path, slot, keep)
-        self.asked.add(path)
-
-    @rule(slot=slots)
-    def forget(self, slot: int) -> None:
-        self.tree.forget_worker(slot)
-        self.naive.forget_worker(slot)
-
-    @rule(seconds=st.floats(0.1, 2 * WINDOW_S))
-    def wait(self, seconds: float) -> None:
-        self.now += seconds
-        self.tree.advance(self.now)
-        self.naive.advance(self.now)
-
-    @invariant()
-    def agrees(self) -> None:
-        self.tree.check_invariants()
-        known = self.naive.known()
-        assert self.tree.blocks == len(known)
-        # A run that is gone leaves no end behind.
-        self.naive.ends &= known
-        for path in self.asked:
-            match = self.tree.match(chain(path))
-            assert match.blocks == self.naive.known_blocks(path)
-            assert match.held_blocks(SLOTS).tolist() == [self.naive.held_blocks(path, slot) for slot in range(SLOTS)]
-            if path:
-                assert self.tree.hits(chain(path)) == self.naive.hits(path)
-
-
-TreeMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
-TestAgainstNaiveModel = TreeMachine.TestCase
-
-
-def tree_of(capacity: int = 100, max_blocks: int = 10**6, workers: int = 2) -> PrefixTree:
-    tree = PrefixTree(max_blocks=max_blocks, window_s=WINDOW_S)
-    for slot in range(workers):
-        tree.set_capacity(slot, capacity)
-    return tree
-
-
-def book(tree: PrefixTree, path: Path, slot: int = 0, now: float = 0.0) -> Visit:
-    return tree.book(tree.match(chain(path)), slot, now)
-
-
-def held(tree: PrefixTree, path: Path, slot: int = 0) -> int:
-    return int(tree.match(chain(path)).held_blocks(slot + 1)[slot])
 
 
 def test_match_counts_every_worker_at_block_granularity() -> None:
@@ -176,27 +64,58 @@ def test_a_withdrawn_booking_leaves_what_others_share() -> None:
     tree = tree_of()
     first = book(tree, (0, 0, 1))
     second = book(tree, (0, 0, 2))
-    tree.withdraw(first, 0)
+    tree.withdraw(first)
     assert (held(tree, (0, 0, 1)), held(tree, (0, 0, 2))) == (2, 3)
-    tree.withdraw(second, 0)
-    tree.withdraw(second, 0)  # once is enough
+    tree.withdraw(second)
+    tree.withdraw(second)  # once is enough
+    tree.release(second)
     assert tree.statistics().nodes == 0
 
 
 def test_a_withdrawn_booking_leaves_what_was_held_before() -> None:
     tree = tree_of()
-    tree.stored(chain((0, 0)), 0, 0.0)
-    visit = book(tree, (0, 0, 1, 1))
-    tree.withdraw(visit, 2)
+    book(tree, (0, 0), now=0.0)
+    tree.advance(WINDOW_S)
+    visit = book(tree, (0, 0, 1, 1), now=WINDOW_S)
+    tree.withdraw(visit)
     assert (held(tree, (0, 0, 1, 1)), tree.hits(chain((0,)))) == (2, {})
 
 
-def test_a_report_of_eviction_wins_over_what_was_expected_below() -> None:
+def test_a_withdrawn_booking_leaves_what_another_in_flight_is_to_compute() -> None:
     tree = tree_of()
-    book(tree, (0, 0, 0, 1))
-    book(tree, (0, 0, 0, 2, 2))
-    tree.evicted(chain((0, 0, 0, 1)), 0, 1)
-    assert (held(tree, (0, 0, 0, 1)), held(tree, (0, 0, 0, 2, 2))) == (1, 1)
+    first = book(tree, (0, 0), now=0.0)
+    second = book(tree, (0, 0), now=1.0)
+    tree.advance(2 * WINDOW_S)  # neither is in the window any more
+    tree.withdraw(second)
+    assert held(tree, (0, 0)) == 2
+    tree.withdraw(first)
+    assert tree.statistics().nodes == 0
+
+
+def test_a_request_that_ends_after_its_holding_is_over_changes_nothing() -> None:
+    tree = tree_of()
+    lost = book(tree, (0, 0))
+    tree.forget_worker(0)
+    again = book(tree, (0, 0))
+    tree.withdraw(lost)
+    tree.check_invariants()
+    assert held(tree, (0, 0)) == 2
+    tree.withdraw(again)
+    assert tree.statistics().nodes == 0
+
+
+def test_a_path_that_was_used_through_stays_as_long_as_if_it_had_been_marked() -> None:
+    tree = tree_of(capacity=8)
+    book(tree, (0, 0))
+    book(tree, (1, 1, 1))
+    book(tree, (0, 0, 5))  # marks its end alone, but was used all along
+    book(tree, (2, 2, 2))  # one too many: (1, 1, 1) is the oldest
+    assert (held(tree, (0, 0, 5)), held(tree, (1, 1, 1))) == (3, 0)
+    book(tree, (3, 3))  # nothing too many
+    book(tree, (4,))  # now the end of (0, 0, 5), which alone is the oldest
+    assert (held(tree, (0, 0, 5)), held(tree, (2, 2, 2))) == (2, 3)
+    book(tree, (6,))  # and then what was before it
+    assert (held(tree, (0, 0, 5)), held(tree, (2, 2, 2))) == (0, 3)
     tree.check_invariants()
 
 

@@ -16,7 +16,8 @@ SLOTS = np.arange(3)
 
 
 def totals(window: Window) -> list[list[float]]:
-    return [row.tolist() for row in window.seconds(SLOTS, COST)]
+    prefill_s, output_tokens, context_tokens = window.sums(SLOTS)
+    return [prefill_s.tolist(), COST.decode_s(output_tokens, context_tokens).tolist()]
 
 
 def test_prefill_and_decode_of_what_was_assigned() -> None:

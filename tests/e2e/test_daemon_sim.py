@@ -204,7 +204,7 @@ async def test_a_client_that_never_reads_is_ended_alone(daemon: DaemonProcess) -
         await reader.text()
         assert reader.usage is not None
         assert reader.usage.completion_tokens == 500
-    daemon.wait(lambda s: s["counters"].get("requests_cancelled", 0) == 1, timeout=60)
+    daemon.wait(lambda s: s["counters"].get("requests_failed", 0) == 1, timeout=60)
     daemon.wait(lambda s: sum(w["running"] for w in s["workers"]) == 0, timeout=5)
     sleeper.close()
 
@@ -270,8 +270,19 @@ def test_bench_serve_counts_what_the_daemon_did(daemon: DaemonProcess, tmp_path:
     texts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     daemon.start(env={"PREBLED_SIM__SPEED": "50", "PREBLED_LIMITS__MAX_WAITING": "4"})
     daemon.wait_ready()
-    args = ["--model", str(daemon.model), "--file", str(texts), "--requests", "40", "--lists", "5", "--max-tokens", "5"]
-    done = daemon.cli("bench", "serve", "--connect", daemon.native, *args, "--concurrency", "8", "--json", "-")
+    args = [
+        "--model",
+        str(daemon.model),
+        "--texts",
+        str(texts),
+        "--requests",
+        "40",
+        "--lists",
+        "5",
+        "--max-tokens",
+        "5",
+    ]
+    done = daemon.cli("bench", "serve", "--url", daemon.native, *args, "--concurrency", "8", "--json", "-")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert (report["completed"], report["failed"]) == (40, 0)  # told to come back, it came back
@@ -280,3 +291,22 @@ def test_bench_serve_counts_what_the_daemon_did(daemon: DaemonProcess, tmp_path:
     status = daemon.status()
     assert status is not None
     assert status["counters"]["requests_finished"] == 40
+
+
+@pytest.mark.parametrize("door", ["native", "url"])
+def test_bench_serve_sends_a_trace_that_shares_as_it_says(daemon: DaemonProcess, tmp_path: Path, door: str) -> None:
+    trace = tmp_path / "shared.jsonl"
+    rows = [
+        {"arrival_ms": 5 * i, "input_tokens": 300, "output_tokens": 3, "session": None, "hash_runs": [0, 3, 10 + i, 1]}
+        for i in range(12)
+    ]
+    trace.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    daemon.start(workers=1, env={"PREBLED_SIM__SPEED": "50"})
+    daemon.wait_ready(1)
+    args = ["--trace", str(trace), "--block-tokens", "64", "--concurrency", "1", "--max-tokens", "2", "--json", "-"]
+    done = daemon.cli("bench", "serve", "--url", getattr(daemon, door), *args)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["completed"], report["prompt_tokens"]) == (12, 12 * 300)
+    assert report["cached_tokens"] == 11 * 3 * 64  # one at a time on one worker: all but the first find three blocks
+    assert report["hit_ratio"] == report["ideal_hit_ratio"]

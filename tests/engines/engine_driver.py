@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from naive_cache import NaiveCache
 
 from prebled.core.types import RunId
 from prebled.messages import Capacity, Sampling, Submit
@@ -46,7 +47,13 @@ class Driver:
         self.engine = engine
         self.capacity = capacity
         self.outcomes: dict[str, Outcome] = {}
+        self.told = NaiveCache(engine.held())  # what the cache holds, by the engine's own reports since
         self._ids = 0
+
+    def set_namespace(self, model: str) -> None:
+        """Block hashes start from this name; all that is held is told anew."""
+        self.engine.set_namespace(model)
+        self.told = NaiveCache(self.engine.held())
 
     def new_id(self) -> str:
         self._ids += 1
@@ -61,6 +68,8 @@ class Driver:
 
     async def step(self) -> EngineStep:
         step = await self.engine.wait_step()
+        for change in step.kv:
+            self.told.apply(change)
         for chunk in step.chunks:
             outcome = self.outcomes[chunk.run_id]
             assert outcome.end is None, "tokens after the end"
@@ -84,6 +93,10 @@ class Driver:
         """Read steps until the condition holds."""
         while not condition():
             await self.step()
+
+    async def step_until_tokens(self, run_id: str) -> None:
+        """Read steps until this run has brought tokens."""
+        await self.wait(lambda: bool(self.outcomes[run_id].tokens))
 
     async def wait_ends(self, *run_ids: str) -> None:
         await self.wait(lambda: all(self.outcomes[run_id].end is not None for run_id in run_ids))

@@ -20,8 +20,13 @@ from prebled.messages import (
     Chunk,
     Done,
     Failed,
+    Frame,
     FromWorker,
     Hello,
+    KvChange,
+    KvChanged,
+    KvSnapshot,
+    KvStored,
     Pulse,
     Ready,
     Replay,
@@ -48,7 +53,8 @@ class ScriptedWorker:
         self.worker_id = WorkerId(worker_id)
         self.epoch = Epoch(epoch)
         self.seq = 0
-        self.ring: dict[int, Tokens] = {}
+        self.ring: dict[int, Frame] = {}
+        self.held: tuple[KvStored, ...] = ()  # what its snapshots tell
         self.topic = b""
         self._subscriptions: set[bytes] = set()
         self._context = zmq.asyncio.Context()
@@ -94,25 +100,37 @@ class ScriptedWorker:
         return runs
 
     async def join(self) -> None:
-        """Greet, be welcomed, see the subscription, be ready."""
+        """Greet, be welcomed, see the subscription, tell the cache, be ready."""
         await self.hello()
         self.topic = (await self.hear(Welcome)).daemon_epoch
         async with asyncio.timeout(PATIENCE_S):
             while self.topic not in self._subscriptions:  # each comes once for as long as the connection lasts
                 message = await self._events.recv()
                 self._subscriptions.add(message[1:])
+        await self.snapshot()
         await self.say(Ready(self.epoch, capacity(), self.seq + 1))
+
+    async def snapshot(self, last_seq: int | None = None) -> None:
+        """All that is `held`, after all frames so far unless told otherwise."""
+        await self.say(KvSnapshot(self.epoch, self.seq if last_seq is None else last_seq, self.held))
 
     async def beat(self, **fields: Any) -> None:
         await self.say(Beat(self.epoch, **{"phase": "ready", "last_seq": self.seq, **fields}))
 
     async def tokens(self, run_id: str, *tokens: int, drop: bool = False, first: bool = False) -> int:
         """One frame with these tokens; dropped ones are in the ring all the same."""
-        self.seq += 1
         chunk = Chunk(RunId(run_id), tokens, 0 if first else -1)
-        self.ring[self.seq] = Tokens(self.epoch, self.seq, (chunk,))
+        return await self._publish(Tokens(self.epoch, self.seq + 1, (chunk,)), drop)
+
+    async def kv(self, *changes: KvChange, drop: bool = False) -> int:
+        """One frame with these changes."""
+        return await self._publish(KvChanged(self.epoch, self.seq + 1, changes), drop)
+
+    async def _publish(self, frame: Frame, drop: bool) -> int:
+        self.seq = frame.seq
+        self.ring[self.seq] = frame
         if not drop:
-            await self.publish_raw(self.topic, encode(self.ring[self.seq]))
+            await self.publish_raw(self.topic, encode(frame))
         return self.seq
 
     async def publish_raw(self, *parts: bytes) -> None:
@@ -153,6 +171,12 @@ class Recorder:
 
     def worker_lost(self, worker_id: WorkerId, reason: str) -> None:
         self._tell("lost", worker_id, reason)
+
+    def kv_snapshot(self, worker_id: WorkerId, runs: Sequence[KvStored]) -> None:
+        self._tell("kv_snapshot", worker_id, tuple(runs))
+
+    def kv_changed(self, worker_id: WorkerId, changes: Sequence[KvChange]) -> None:
+        self._tell("kv_changed", worker_id, tuple(changes))
 
     def run_chunk(self, worker_id: WorkerId, chunk: Chunk) -> None:
         self._tell("chunk", worker_id, chunk.run_id, chunk.tokens)

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from naive_cache import NaiveCache
 from scripted_worker import Recorder
 
 from prebled.core.types import RunId, WorkerId
@@ -60,7 +61,7 @@ class Life:
 
     def __init__(self, address: str) -> None:
         self.recorder = Recorder()
-        self.fabric = Fabric(address, os.urandom(8), self.recorder, SETTINGS, block_tokens=16)
+        self.fabric = Fabric(address, os.urandom(8), self.recorder, SETTINGS, block_tokens=16, model="served")
 
     async def tokens_of(self, run_id: str) -> list[int]:
         """Run it to its end."""
@@ -146,6 +147,23 @@ async def test_the_next_daemon_gets_the_same_worker_without_its_old_runs(worker:
         assert await life.tokens_of("r1") == expected
         assert life.recorder.tokens("orphan") == []
         assert life.recorder.all("lost") == []
+
+
+async def test_the_next_daemon_is_told_what_the_worker_still_holds(worker: Worker) -> None:
+    async with daemon(worker.address) as life:
+        assert (await life.recorder.wait("kv_snapshot"))[2] == ()
+        await life.tokens_of("r0")
+        first = NaiveCache()
+        for told in life.recorder.all("kv_changed"):
+            for change in told[2]:
+                first.apply(change)
+        assert len(first.parents) == (8 + 40 - 1) // 16
+        kinds = [told[0] for told in life.recorder.told]
+        assert kinds.index("kv_changed") < kinds.index("done")
+    async with daemon(worker.address) as life:
+        assert NaiveCache((await life.recorder.wait("kv_snapshot"))[2]) == first
+        life.fabric.ask_snapshot(W0)
+        assert NaiveCache((await life.recorder.wait("kv_snapshot", 2))[2]) == first
 
 
 async def test_a_worker_that_is_told_to_stop_leaves_with_code_0(worker: Worker) -> None:

@@ -1,45 +1,14 @@
-"""The sequencer alone: scripts with outputs worked out by hand, then any mix of drops, doubles and reorderings."""
+"""The sequencer alone: scripts with outputs worked out by hand."""
 
 from __future__ import annotations
 
-import dataclasses
-import random
-from collections import deque
-
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from stream_parts import EPOCH, A, B, chunk, done, frame, opened_kv, replayed
 
 from prebled.core.types import Epoch, RunId
-from prebled.daemon.sequencer import (
-    ASK_FRAMES,
-    WINDOW_FRAMES,
-    Output,
-    RunsLost,
-    Sequencer,
-    StreamBroken,
-    StreamCounts,
-)
-from prebled.messages import Chunk, Done, Failed, Replay, Replayed, Tokens, encode
-
-EPOCH = Epoch(7)
-A, B = RunId("a"), RunId("b")
-
-
-def chunk(run_id: RunId, *tokens: int) -> Chunk:
-    return Chunk(run_id, tokens)
-
-
-def frame(seq: int, *chunks: Chunk, epoch: Epoch = EPOCH) -> Tokens:
-    return Tokens(epoch, seq, chunks)
-
-
-def done(run_id: RunId, last_seq: int, epoch: Epoch = EPOCH) -> Done:
-    return Done(epoch, run_id, last_seq, "stop", 1, 0, 1)
-
-
-def replayed(first_seq: int, *frames: Tokens) -> Replayed:
-    return Replayed(EPOCH, first_seq, tuple(encode(f) for f in frames))
+from prebled.daemon.sequencer import ASK_FRAMES, WINDOW_FRAMES, Output, RunsLost, Sequencer, StreamBroken
+from prebled.daemon.stream_counts import StreamCounts
+from prebled.messages import Failed, GetSnapshot, Replay, Replayed
 
 
 @pytest.fixture
@@ -50,7 +19,7 @@ def counts() -> StreamCounts:
 @pytest.fixture
 def sequencer(counts: StreamCounts) -> Sequencer:
     """Expects frame 1 next, with runs a and b live; asks after 0.1 s."""
-    sequencer = Sequencer(EPOCH, 1, replay_after_s=0.1, give_up_s=5, counts=counts)
+    sequencer = Sequencer(EPOCH, 1, opened_kv(counts), replay_after_s=0.1, give_up_s=5, counts=counts)
     sequencer.expect(A)
     sequencer.expect(B)
     return sequencer
@@ -155,7 +124,7 @@ def test_a_wide_gap_is_asked_for_in_pieces(sequencer: Sequencer) -> None:
 
 
 def test_unanswered_asks_back_off_and_then_the_stream_is_given_up(counts: StreamCounts) -> None:
-    sequencer = Sequencer(EPOCH, 1, replay_after_s=0.125, give_up_s=5, counts=counts)
+    sequencer = Sequencer(EPOCH, 1, opened_kv(counts), replay_after_s=0.125, give_up_s=5, counts=counts)
     sequencer.take_last_seq(1, 0)
     told: list[tuple[float, Output]] = []
     for eighth in range(200):
@@ -191,7 +160,7 @@ def test_a_hole_loses_the_live_runs_and_spares_later_ones(sequencer: Sequencer, 
     sequencer.take_frame(frame(4, chunk(A, 4)), 0)
     assert sequencer.tick(0.2) == [Replay(2, 3)]
     answer = replayed(3, frame(3, chunk(A, 3)))
-    assert sequencer.take_replayed(answer, 0.3) == [RunsLost((A, B), 2, 2)]
+    assert sequencer.take_replayed(answer, 0.3) == [RunsLost((A, B), 2, 2), GetSnapshot()]
     sequencer.expect(c)
     assert sequencer.take_frame(frame(5, chunk(A, 5), chunk(c, 1)), 0.4) == [chunk(c, 1)]
     assert sequencer.take_end(done(A, 5), 0.4) == []
@@ -203,7 +172,7 @@ def test_an_answer_is_not_believed_beyond_what_was_asked(sequencer: Sequencer) -
     sequencer.take_frame(frame(3, chunk(A, 3)), 0)
     sequencer.tick(0.2)
     lost = sequencer.take_replayed(replayed(10**15), 0.3)
-    assert lost == [RunsLost((A, B), 1, 2)]
+    assert lost == [RunsLost((A, B), 1, 2), GetSnapshot()]
     sequencer.expect(A)
     assert sequencer.take_frame(frame(4, chunk(A, 4)), 0.4) == [chunk(A, 4)]
 
@@ -227,130 +196,3 @@ def test_dropped_runs_are_silent(sequencer: Sequencer) -> None:
     sequencer.take_end(done(A, 1), 0)
     sequencer.drop([A])
     assert sequencer.take_frame(frame(1, chunk(A, 1), chunk(B, 1)), 0) == [chunk(B, 1)]
-
-
-# --- any mix of losses --------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass
-class Life:
-    """What a worker publishes: for each frame its chunks, then the ends that come with it."""
-
-    frames: list[Tokens]
-    ends: dict[int, list[Done]]
-    tokens: dict[RunId, list[int]]
-
-
-def make_life(rng: random.Random, runs: int) -> Life:
-    life = Life([], {}, {RunId(f"r{n}"): [] for n in range(runs)})
-    left = {run_id: rng.randint(0, 8) for run_id in life.tokens}
-    while left:
-        seq = len(life.frames) + 1
-        chunks = []
-        for run_id in rng.sample(sorted(left), rng.randint(1, len(left))):
-            new = [rng.randrange(1000) for _ in range(min(left[run_id], rng.randint(1, 3)))]
-            left[run_id] -= len(new)
-            life.tokens[run_id] += new
-            if new:
-                chunks.append(Chunk(run_id, tuple(new)))
-            if not left[run_id]:
-                del left[run_id]
-                life.ends.setdefault(seq, []).append(done(run_id, seq))
-        life.frames.append(frame(seq, *chunks))
-    return life
-
-
-class Wire:
-    """Everything between a worker and the sequencer, misbehaving as `rng` will have it."""
-
-    def __init__(self, rng: random.Random, life: Life, ring: int, loss: float) -> None:
-        self.rng, self.life, self.ring, self.loss = rng, life, ring, loss
-        self.published = 0
-        self.events: list[Tokens] = []  # on the way, in any order
-        self.control: deque[Done | Replayed | int] = deque()  # on the way, in order
-        self.asks: deque[Replay] = deque()
-        self.sequencer = Sequencer(EPOCH, 1, replay_after_s=0.1, give_up_s=5, counts=StreamCounts())
-        self.got: dict[RunId, list[int]] = {run_id: [] for run_id in life.tokens}
-        self.ended: dict[RunId, str] = {}
-        self.now = 0.0
-        for run_id in life.tokens:
-            self.sequencer.expect(run_id)
-
-    def publish(self) -> None:
-        if self.published == len(self.life.frames):
-            return
-        frame = self.life.frames[self.published]
-        self.published += 1
-        copies = 0 if self.rng.random() < self.loss else self.rng.choice([1, 1, 1, 2])
-        self.events += [frame] * copies
-        self.control += self.life.ends.get(frame.seq, [])
-        if self.rng.random() < 0.2:
-            self.control.append(self.published)
-
-    def deliver_event(self) -> None:
-        if self.events:
-            self.take(self.sequencer.take_frame(self.events.pop(self.rng.randrange(len(self.events))), self.now))
-
-    def deliver_control(self) -> None:
-        if not self.control:
-            return
-        match self.control.popleft():
-            case Done() as end:
-                self.take(self.sequencer.take_end(end, self.now))
-            case Replayed() as answer:
-                self.take(self.sequencer.take_replayed(answer, self.now))
-            case last_seq:
-                self.sequencer.take_last_seq(last_seq, self.now)
-
-    def answer(self) -> None:
-        if self.asks:
-            ask = self.asks.popleft()
-            first = max(ask.first_seq, self.published - self.ring + 1)
-            frames = self.life.frames[first - 1 : ask.last_seq]
-            self.control.append(Replayed(EPOCH, first, tuple(encode(f) for f in frames)))
-
-    def tick(self) -> None:
-        self.now += 0.07
-        self.take(self.sequencer.tick(self.now))
-
-    def take(self, outputs: list[Output]) -> None:
-        for output in outputs:
-            match output:
-                case Chunk(run_id, tokens):
-                    assert run_id not in self.ended, "tokens after the end"
-                    self.got[run_id] += tokens
-                case Done(run_id=run_id):
-                    assert run_id not in self.ended, "two ends"
-                    self.ended[run_id] = "done"
-                case RunsLost(run_ids):
-                    assert not set(run_ids) & self.ended.keys(), "two ends"
-                    self.ended.update(dict.fromkeys(run_ids, "lost"))
-                case Replay():
-                    self.asks.append(output)
-                case _:
-                    raise AssertionError(output)
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    seed=st.integers(0, 2**32),
-    runs=st.integers(1, 6),
-    ring=st.sampled_from([1, 3, 10, 1000]),
-    loss=st.sampled_from([0.0, 0.2, 0.7, 1.0]),
-)
-def test_no_token_is_lost_or_doubled(seed: int, runs: int, ring: int, loss: float) -> None:
-    rng = random.Random(seed)
-    wire = Wire(rng, make_life(rng, runs), ring, loss)
-    moves = [wire.publish, wire.deliver_event, wire.deliver_control, wire.answer, wire.tick]
-    for _ in range(rng.randint(0, 150)):
-        rng.choice(moves)()
-    while wire.published < len(wire.life.frames) or wire.events or wire.control or wire.asks or wire.sequencer.has_gap:
-        for move in moves:
-            move()
-    assert wire.ended.keys() == wire.life.tokens.keys()
-    assert wire.sequencer.live_runs == frozenset()
-    for run_id, tokens in wire.life.tokens.items():
-        got = wire.got[run_id]
-        assert got == (tokens if wire.ended[run_id] == "done" else tokens[: len(got)])
-    if ring == 1000:
-        assert set(wire.ended.values()) == {"done"}

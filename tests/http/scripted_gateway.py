@@ -14,6 +14,8 @@ from prebled.daemon.gateway import GenerateInput, ModelInfo
 from prebled.daemon.http import create_app
 from prebled.daemon.http_server import HttpServer
 from prebled.daemon.inputs import check_input, request_id_or_new
+from prebled.daemon.metrics_http import HttpMeter
+from prebled.daemon.metrics_text import content_type, is_openmetrics, render
 from prebled.daemon.streams import RequestStream
 from prebled.daemon.text import TextAssembler
 from prebled.errors import ModelNotFound, NotFound, PrebledError
@@ -69,6 +71,7 @@ class ScriptedGateway:
         self.cancelled_before = 0
         self.worker_state = "ready"
         self.draining = False
+        self.meter = HttpMeter()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def generate(self, request: GenerateInput) -> RequestStream:
@@ -108,6 +111,10 @@ class ScriptedGateway:
     def explain(self, request_id: str) -> Explanation:
         raise NotFound(f"request {request_id!r}: unknown", param="request_id")
 
+    def expose(self, accept: str) -> tuple[bytes, bytes]:
+        chosen = content_type(accept)
+        return chosen.encode(), render(self.meter.families(), openmetrics=is_openmetrics(chosen))
+
     async def close(self) -> None:
         for task in self._tasks:
             task.cancel()
@@ -131,7 +138,8 @@ async def serving(
     """A server with a scripted gateway behind it; by default on a free port of 127.0.0.1."""
     limits = msgspec.structs.replace(limits or LimitSettings(), **changed)
     gateway = ScriptedGateway(limits)
-    server = HttpServer(create_app(gateway, limits), addresses or ("127.0.0.1:0",), limits)
+    app = create_app(gateway, limits, gateway.expose, gateway.meter)
+    server = HttpServer(app, addresses or ("127.0.0.1:0",), limits)
     await server.start()
     try:
         yield server, gateway

@@ -15,7 +15,7 @@ from prebled.daemon.gateway import GenerateInput
 from prebled.daemon.runtime import Runtime
 from prebled.daemon.tokenizing import Tokenizing
 from prebled.errors import NotFound, PromptTooLong, Unavailable, WorkerFailed
-from prebled.messages import Capacity, Chunk, Done, Failed, Submit, Usage
+from prebled.messages import Beat, Capacity, Chunk, Done, Failed, StepSample, Submit, Usage
 from prebled.model_files import load_model_files
 from prebled.settings import CoreSettings, LimitSettings
 
@@ -187,3 +187,12 @@ async def test_request_ids_are_kept_where_they_can_be_and_explained(stage: Stage
     assert stage.runtime.explain("mine-1").request_id == "mine-1"
     with pytest.raises(NotFound, match="nobody"):
         stage.runtime.explain("nobody")
+
+
+async def test_the_steps_on_a_beat_are_what_the_workers_costs_are_fitted_to(stage: Stage) -> None:
+    steps = tuple(StepSample(0, 0, 0, 1, length, 0.5, 0.4) for length in range(100, 150))
+    stage.runtime.worker_beat(WorkerId("w1"), Beat(Epoch(1), "ready", steps=steps, steps_left_out=3))
+    stage.runtime.worker_beat(WorkerId("w1"), Beat(Epoch(1), "ready"))
+    statistics = stage.scheduler.statistics()
+    assert {one.worker_id: one.steps for one in statistics.workers} == {"w0": 0, "w1": 50}
+    assert statistics.counters["steps_left_out"] == 3

@@ -19,10 +19,12 @@ from prebled.messages import (
     Capacity,
     Done,
     Failed,
+    Frame,
     Hello,
+    KvSnapshot,
+    KvStored,
     Ready,
     Submit,
-    Tokens,
     ToWorker,
     Welcome,
     encode,
@@ -41,6 +43,7 @@ class ScriptedDaemon:
     def __init__(self, address: str, epoch: bytes = b"daemon-1", *, subscribe: bool = True) -> None:
         self.epoch = epoch
         self.identity = b""
+        self.snapshots: list[KvSnapshot] = []  # heard so far; they are no message of their own below
         self._endpoints = fabric_endpoints(address)
         self._context = zmq.asyncio.Context()
         self._control = self._context.socket(zmq.ROUTER)
@@ -78,8 +81,19 @@ class ScriptedDaemon:
         await self._control.send_multipart([self.identity, *parts])
 
     async def next_message(self) -> object:
-        self.identity, raw = await self._control.recv_multipart()
-        return FROM_WORKER.decode(raw)
+        while True:
+            self.identity, raw = await self._control.recv_multipart()
+            message = FROM_WORKER.decode(raw)
+            if not isinstance(message, KvSnapshot):
+                return message
+            self.snapshots.append(message)
+
+    async def hear_snapshots(self, count: int) -> list[KvSnapshot]:
+        """All snapshots so far, when there are so many."""
+        async with asyncio.timeout(PATIENCE_S):
+            while len(self.snapshots) < count:
+                await self.next_message()
+        return self.snapshots
 
     async def hear(self, kind: type[M], *, skip: tuple[type, ...] = (Beat,)) -> M:
         """The next message but for those to skip; it must be of this kind."""
@@ -98,13 +112,13 @@ class ScriptedDaemon:
                 if condition(beat):
                     return beat
 
-    async def greet(self) -> Ready:
-        """Hello, Welcome, Ready."""
+    async def greet(self, model: str = "m") -> Ready:
+        """Hello, Welcome, a snapshot, Ready."""
         await self.hear(Hello)
-        await self.say(Welcome(self.epoch))
+        await self.say(Welcome(self.epoch, model))
         return await self.hear(Ready, skip=(Beat, Hello))
 
-    async def next_frame(self) -> tuple[bytes, Tokens]:
+    async def next_frame(self) -> tuple[bytes, Frame]:
         """The next frame, as it is and decoded."""
         async with asyncio.timeout(PATIENCE_S):
             topic, raw = await self._frames.get()
@@ -127,6 +141,8 @@ class ScriptedEngine:
         self.steps: asyncio.Queue[EngineStep | Exception] = asyncio.Queue()
         self.submitted: list[Submit] = []
         self.aborted: list[RunId] = []
+        self.namespaces: list[str] = []
+        self.runs: tuple[KvStored, ...] = ()  # what the cache holds
         self.stops = 0
         self.start_error: Exception | None = None
 
@@ -151,6 +167,12 @@ class ScriptedEngine:
 
     def load(self) -> EngineLoad:
         return EngineLoad(0, len(self.submitted), 0)
+
+    def set_namespace(self, model: str) -> None:
+        self.namespaces.append(model)
+
+    def held(self) -> tuple[KvStored, ...]:
+        return self.runs
 
     async def stop(self) -> None:
         self.stops += 1

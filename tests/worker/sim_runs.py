@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import xxhash
 
 from prebled.core.cost import profile
 from prebled.core.types import RunId
-from prebled.messages import Sampling, Submit
+from prebled.messages import KvChange, KvCleared, KvRemoved, Sampling, Submit
 from prebled.settings import SimSettings
 from prebled.worker.sim_model import SimModel, Vocabulary
 
@@ -52,3 +52,27 @@ def sim_model(block_tokens: int = 16, queue_policy: str = "groups", **settings: 
         cost=COST,
         queue_policy=queue_policy,
     )
+
+
+def held_by(changes: Iterable[KvChange]) -> set[bytes]:
+    """The blocks that are there after these changes, as somebody would know who only hears of them."""
+    parents: dict[bytes, bytes] = {}
+    for change in changes:
+        assert not isinstance(change, KvCleared)
+        hashes = [change.hashes[at : at + 8] for at in range(0, len(change.hashes), 8)]
+        if isinstance(change, KvRemoved):
+            for first in hashes:
+                gone = {first}
+                assert first in parents, "removed what was not there"
+                for block, parent in list(parents.items()):  # in order of insertion: parents come first
+                    if block in gone or parent in gone:
+                        gone.add(block)
+                        del parents[block]
+        else:
+            parent = change.parent
+            for block in hashes:
+                assert parent in parents or not parent
+                assert block not in parents, "stored twice"
+                parents[block] = parent
+                parent = block
+    return set(parents)

@@ -7,11 +7,12 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sim_runs import COST, EOS_TOKEN_IDS, VOCAB_SIZE, expected_tokens, prompt, sim_model, submit
+from sim_runs import COST, EOS_TOKEN_IDS, VOCAB_SIZE, expected_tokens, held_by, prompt, sim_model, submit, token_bytes
 
+from prebled.core.blocks import hash_path, namespace_seed
 from prebled.core.types import RunId
 from prebled.errors import SettingsError
-from prebled.messages import Submit
+from prebled.messages import KvChange, KvStored, StepSample, Submit
 from prebled.worker.engine import RunDone
 from prebled.worker.sim_model import EOS_ONE_IN, SimModel, Vocabulary
 
@@ -24,6 +25,8 @@ class Watched:
         self.tokens: dict[str, list[int]] = {}
         self.cached: dict[str, int] = {}
         self.ends: dict[str, RunDone] = {}
+        self.changes: list[KvChange] = []
+        self.samples: list[StepSample] = []
 
     def submit(self, *submits: Submit) -> None:
         self.tokens.update({one.run_id: [] for one in submits})
@@ -35,6 +38,8 @@ class Watched:
         load = self.model.load()
         assert 0 <= load.kv_used_tokens <= self.model.capacity.kv_tokens
         assert not step.failed
+        self.changes += step.kv
+        self.samples += step.samples
         for chunk in step.chunks:
             assert chunk.run_id not in self.ends, "tokens after the end"
             assert (chunk.cached_tokens >= 0) == (chunk.run_id not in self.cached)
@@ -264,6 +269,55 @@ def test_capacity_is_in_whole_blocks_and_a_run_that_fills_it_ends() -> None:
     assert watched(kv_tokens=330, context_tokens=100).model.capacity.max_total_tokens == 100
 
 
+def test_what_is_cached_is_told_with_the_hashes_of_its_tokens() -> None:
+    engine = watched(kv_tokens=160, context_tokens=160)
+    asked = prompt(1, 60)
+    engine.submit(submit("a", asked, 40))
+    engine.finish()
+    seed = namespace_seed("m", "", "")
+    path = hash_path(token_bytes([*asked, *engine.tokens["a"]]), 16, seed)
+    # The last of the 100 tokens was never computed: its block is not whole.
+    assert engine.changes == [KvStored(b"", path[: 3 * 8]), KvStored(path[2 * 8 : 3 * 8], path[3 * 8 : 6 * 8])]
+    assert held_by(engine.model.held()) == held_by(engine.changes)
+    engine.submit(submit("b", prompt(2, 150), 1))
+    engine.finish()
+    assert held_by(engine.changes) == {
+        hash_path(token_bytes(prompt(2, 150)), 16, seed)[at : at + 8] for at in range(0, 72, 8)
+    }
+
+
+def test_another_name_finds_nothing_of_what_was_cached() -> None:
+    engine = watched()
+    engine.submit(submit("before", prompt(1, 100), 1))
+    engine.finish()
+    engine.model.set_namespace("m")
+    assert engine.model.held()
+    engine.model.set_namespace("other")
+    assert not engine.model.held()
+    engine.submit(submit("after", prompt(1, 100), 1))
+    engine.finish()
+    assert engine.cached["after"] == 0
+    path = hash_path(token_bytes(prompt(1, 100)), 16, namespace_seed("other", "", ""))
+    assert engine.model.held() == (KvStored(b"", path),)
+    assert held_by(engine.changes) == held_by(engine.model.held())
+
+
+def test_steps_are_sampled_as_they_pass_for_whoever_waits() -> None:
+    engine = watched(chunk_tokens=512, speed=10.0)
+    engine.submit(submit("a", prompt(1, 700), 3))
+    engine.step()
+    engine.step()
+    engine.submit(submit("b", prompt(2, 300), 1))
+    mixed_s = engine.step() / 10
+    engine.step()
+    decode_s = COST.decode_step_s(1, 702) / 10
+    assert engine.samples[1:] == [
+        StepSample(188, 700, 188 * 700, 0, 0, COST.prefill_step_s(188, 700) / 10, COST.prefill_step_s(188, 700) / 10),
+        StepSample(300, 300, 300 * 300, 1, 701, mixed_s, mixed_s),
+        StepSample(0, 0, 0, 1, 702, decode_s, decode_s),
+    ]
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
@@ -330,6 +384,7 @@ def test_whatever_happens_blocks_are_kept_and_every_run_ends_once(
     life.finish(20_000)
     assert life.ends.keys() == life.asked.keys()
     assert life.model.load().kv_used_tokens == 0
+    assert held_by(life.changes) == held_by(life.model.held())
     for run_id, end in life.ends.items():
         asked = life.asked[run_id]
         stops = () if asked.sampling.ignore_eos else EOS_TOKEN_IDS
