@@ -99,6 +99,8 @@ class Replay:
         self._numbers = {worker.worker_id: number for number, worker in enumerate(self._workers)}
         for worker in self._workers:
             self._scheduler.handle(WorkerReady(worker.worker_id, Epoch(1), worker.capacity), 0.0)
+        self._is_beating = False
+        self._is_known_idle = [True] * workers
         self._is_report_due = [False] * workers
         self._wants_snapshot = [False] * workers
         self._step_due = [-1.0] * workers  # a step in the heap for another time is out of date
@@ -114,7 +116,6 @@ class Replay:
     def run(self) -> None:
         """Until every request has ended."""
         self._set_arrivals()
-        self._push(self._settings.beat_s, BEAT, 0)
         due, ended, total = self._due, self._ended, len(self._requests)
         while len(ended) < total:
             self._now, kind, _, number = heappop(due)
@@ -222,6 +223,8 @@ class Replay:
         if ends_at is not None and ends_at != self._step_due[number]:
             self._step_due[number] = ends_at
             self._push(ends_at, STEP, number)
+            if not self._is_beating:
+                self._expect_beat()
 
     def _take_step(self, number: int) -> None:
         if self._step_due[number] != self._now:
@@ -251,10 +254,21 @@ class Replay:
             self._tell(KvReported(worker.worker_id, changes))
 
     def _beat(self) -> None:
-        for worker in self._workers:
-            load = worker.load(self._now)
-            self._tell(WorkerLoad(worker.worker_id, load.queued, load.running, load.kv_used_tokens))
-        self._push(self._now + self._settings.beat_s, BEAT, 0)
+        """Every worker's, but of those that have nothing to do and have said so: they would change nothing."""
+        for number, worker in enumerate(self._workers):
+            is_idle = worker.step_ends_at is None
+            if not (is_idle and self._is_known_idle[number]):
+                self._is_known_idle[number] = is_idle
+                load = worker.load(self._now)
+                self._tell(WorkerLoad(worker.worker_id, load.queued, load.running, load.kv_used_tokens))
+        self._is_beating = not all(self._is_known_idle)
+        if self._is_beating:
+            self._expect_beat()
+
+    def _expect_beat(self) -> None:
+        beat_s = self._settings.beat_s
+        self._is_beating = True
+        self._push((self._now // beat_s + 1) * beat_s, BEAT, 0)
 
     # --- the result ---
 

@@ -14,7 +14,7 @@ Steps are kept by size, the newest `KEPT` of each class, so that a thousand equa
 prefill that was seen before them; a step is forgotten after `MEMORY` others in any case. The same samples in the same
 order give the same model. It knows neither time nor workers.
 
-Cost: 1 us to take in a sample, and 1 to 2 ms for a refit over 200 steps, which is due after 16 samples, then after a
+Cost: 1 us to take in a sample, and 2 ms for a refit over 200 steps, which is due after 16 samples, then after another
 quarter of those that came, at last every 256: less than 10 us a sample in the long run.
 """
 

@@ -43,6 +43,14 @@ class _Costs(NamedTuple):
     prefill_s: Seconds
 
 
+class _Weights(NamedTuple):
+    """Of L, M and P in a cost; 1 each in the paper."""
+
+    load: float
+    eviction: float
+    prefill: float
+
+
 class _Plan(NamedTuple):
     """What becomes of a choice once it is booked. `prefix`: whose queueing time the request tells."""
 
@@ -65,6 +73,7 @@ class E2Paper:
     name = "e2-paper"
 
     def __init__(self, settings: CoreSettings) -> None:
+        self._weights = _Weights(settings.paper_load, settings.paper_eviction, settings.paper_prefill)
         self._rebalance = settings.paper_rebalance
         self._floor_s = settings.paper_rebalance_floor_s
         self._decode_ratio = settings.paper_decode_ratio
@@ -128,7 +137,7 @@ class E2Paper:
         is_withdrawal = home is not None and len(holders) > 1 and bool((sight.slots[holders] == home).any())
         if is_withdrawal:
             before, holders = len(holders), holders[sight.slots[holders] == home]
-        chosen, eviction, total_s = _cheapest(sight, costs, holders)
+        chosen, eviction, total_s = _cheapest(sight, costs, self._weights, holders)
         plan, adjusted = _Plan(prefix, is_withdrawal=is_withdrawal), ""
         name = sight.ids[chosen]
         if chosen == costs.load_s.argmax() and self._is_too_heavy(costs.load_s, chosen):
@@ -151,7 +160,7 @@ class E2Paper:
         return Choice(chosen, mode, costs.load_s, costs.prefill_s, total_s, eviction, words, plan)
 
     def _explore(self, sight: Sight, costs: _Costs) -> Choice:
-        chosen, eviction, total_s = _cheapest(sight, costs)
+        chosen, eviction, total_s = _cheapest(sight, costs, self._weights)
         share = costs.decode_s / np.maximum(costs.load_s, TIE_S)
         adjusted: tuple[str, ...] = ()
         dominated = least(-share, sight.last_booked)
@@ -173,9 +182,11 @@ def _note(work: Work) -> _Note:
     return note
 
 
-def _cheapest(sight: Sight, costs: _Costs, among: NDArray[np.int64] | None = None) -> tuple[int, Seconds, Seconds]:
+def _cheapest(
+    sight: Sight, costs: _Costs, weights: _Weights, among: NDArray[np.int64] | None = None
+) -> tuple[int, Seconds, Seconds]:
     """The least L + M + P, of all or only `among` these; with it M and the sum."""
-    total_s = costs.load_s + costs.prefill_s
+    total_s = weights.load * costs.load_s + weights.prefill * costs.prefill_s
     eviction = np.zeros(len(total_s))
     block_tokens = sight.block_tokens
     prompt_blocks = -(-sight.prompt_tokens // block_tokens)
@@ -187,7 +198,7 @@ def _cheapest(sight: Sight, costs: _Costs, among: NDArray[np.int64] | None = Non
             break
         order = sight.caches.use_order(sight.slots.item(index))
         needed = prompt_blocks - int(sight.cached_tokens.item(index)) // block_tokens
-        lost_s = eviction_s(order, needed, block_tokens, sight.cost(index))
+        lost_s = weights.eviction * eviction_s(order, needed, block_tokens, sight.cost(index))
         if lost_s:
             eviction[index] = lost_s
             total_s[index] += lost_s

@@ -137,7 +137,9 @@ class Loads:
         begin = np.zeros(len(self._slots))
         typical_s = prefill_seconds(begin, TYPICAL_TOKENS, self.rows[PREFILL_TOKEN], self.rows[PREFILL_HALF_CONTEXT])
         known = typical_s > 0  # not where there was never a worker
-        self.rows[SPEED][known] = np.median(typical_s[known]) / typical_s[known] if known.any() else 0.0
+        ordered = np.sort(typical_s[known])
+        if len(ordered):
+            self.rows[SPEED][known] = ordered[len(ordered) // 2] / typical_s[known]
 
     def book(self, slot: int, prompt_tokens: int, uncached_tokens: int, max_tokens: int) -> Work:
         """A request is on its way there."""
@@ -195,6 +197,8 @@ class Loads:
         """The worker itself counts so many requests."""
         own = self._slots[slot]
         foreign = max(queued + running - own.requests, 0)
+        if not foreign and not own.foreign_waiting and not own.foreign_decoding:
+            return
         own.foreign_waiting = min(foreign, max(queued - len(own.waiting), 0))
         own.foreign_decoding = foreign - own.foreign_waiting
         self._write(slot, own)

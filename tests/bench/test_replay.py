@@ -250,6 +250,13 @@ def test_the_scheduler_hears_what_the_daemon_would_tell_it(heard: Heard) -> None
     assert beats[0][1] == WorkerLoad("w0", 0, 1, blocks * BLOCK_TOKENS)
 
 
+def test_beats_stop_when_all_workers_have_said_that_they_are_idle(heard: Heard) -> None:
+    run(trace(request(0.2, 20, 1, []), request(100.1, 20, 30, []), request(200.0, 20, 1, [])), "round-robin", workers=2)
+    beats = [(now, event.worker_id, event.running) for now, event in heard.of(WorkerLoad)]
+    # The first request came and went between two beats; the second ran for 0.8 s.
+    assert beats == [(100.5, "w1", 1), (101.0, "w1", 0)]
+
+
 def test_the_cache_is_reported_some_time_after_it_changed(heard: Heard) -> None:
     made = trace(request(0.0, 40, 1, ["a"] * 10), request(10.0, 40, 1, ["b"] * 10), request(20.0, 1, 1, []))
     run(made, kv_tokens=60, kv_delay_s=0.25)

@@ -124,6 +124,19 @@ def test_a_thousand_decode_steps_do_not_drive_out_what_prefill_told() -> None:
     assert [predicted(fit.model(), prefill) for prefill in prefills] == pytest.approx(before, rel=0.05)
 
 
+def test_the_cost_of_reached_context_is_priced_by_new_tokens() -> None:
+    """Prompts reach four times as far as they are new: what they cost is the same, told in new tokens."""
+    samples = [step([(new, 4 * new)], [], 0.001 * new) for new in [100, 200, 400, 800] * 20]
+    fit = fitted(TRUTH, samples)
+    model, priced = fit.model(), fit.priced()
+    assert model.prefill_context_s > 0
+    assert priced.prefill_context_s == 0
+    assert priced.prefill_token_s == pytest.approx(model.prefill_token_s + 4 * model.prefill_context_s)
+    for name in set(NAMES) - {"prefill_token_s", "prefill_context_s"}:
+        assert getattr(priced, name) == getattr(model, name)
+    assert CostFit(A6000).priced() == A6000
+
+
 def test_nothing_changes_before_there_are_enough_steps() -> None:
     fit = CostFit(TINY)
     assert not any(fit.add(step([], [10], 0.5)) for _ in range(15))

@@ -169,3 +169,19 @@ def test_cost_does_not_jump_when_rebalancing_begins() -> None:
     load(policy, 0, 9000)
     assert policy.choose(sight([960, 0, 0], caches=caches)).adjusted[0].startswith("rebalanced")
     assert looked == [0]  # only the holder is looked at, whatever else it holds
+
+
+@pytest.mark.parametrize(
+    ("weights", "chosen"),
+    [
+        ({}, 2),  # loads 0.3, 0.4, 0.045 and prefills 1.0, 0.5, 0.7: the least sum
+        ({"paper_load": 0.0}, 1),
+        ({"paper_prefill": 0.0}, 2),
+        ({"paper_load": 0.0, "paper_prefill": 0.0}, 0),  # all alike: the one given a request longest ago
+    ],
+)
+def test_a_term_of_weight_0_decides_nothing(weights: dict[str, float], chosen: int) -> None:
+    policy = E2Paper(replace(SETTINGS, paper_decode_ratio=1.0, **weights))  # nobody is steered
+    for slot, prefill_tokens in enumerate([255, 355, 0]):
+        load(policy, slot, prefill_tokens)
+    assert policy.choose(sight([0, 500, 300], booked=[1, 2, 3])).chosen == chosen

@@ -66,3 +66,27 @@ async def test_a_refusal_is_explained_and_a_continued_request_shows_its_newest_p
         assert (after.placements, after.placement.worker_id != before.placement.worker_id) == (2, True)
         with pytest.raises(PromptTooLong):
             await client.generate([5] * 40_000, max_tokens=4)
+
+
+async def test_a_request_that_left_its_prefix_for_a_shorter_queue_says_so(daemon: DaemonProcess) -> None:
+    daemon.start(env={"PREBLED_SIM__SPEED": "0.25"})  # prefills of 20,000 tokens take ten seconds
+    daemon.wait_ready()
+    tokens = [token % 200 + 5 for token in SHARED]
+    async with AsyncClient(daemon.native) as client:
+        home = await client.generate([*tokens, 7], max_tokens=1, ignore_eos=True)
+        await home.text()
+        cold = explained(daemon, home.request_id).placement
+        short = await client.generate([3] * 15_000, max_tokens=1)
+        long = await client.generate([4] * 30_000, max_tokens=1)
+        moved = await client.generate([*tokens, 8], max_tokens=1)
+        printed = daemon.cli("explain", moved.request_id, "--connect", daemon.native).stdout
+        placement = explained(daemon, moved.request_id).placement
+        beside, busy = (explained(daemon, stream.request_id).placement for stream in (short, long))
+    assert cold
+    assert beside
+    assert busy
+    assert placement
+    assert (cold.worker_id == busy.worker_id, placement.worker_id) == (True, beside.worker_id)
+    assert placement.adjusted[0].startswith(f"rebalanced: {cold.worker_id} holds {len(tokens)} more tokens")
+    assert placement.adjusted[0] in printed
+    assert placement.mode == "explore"
