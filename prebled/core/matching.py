@@ -20,12 +20,12 @@ FEW_BITS = 8
 
 
 def common_blocks(run: bytes, path: bytes) -> int:
-    """How many leading blocks two runs have in common. Hashes are chained: where one agrees, all before it do, so
-    halving finds the end."""
+    """How many leading blocks two runs have in common, found by halving what is not compared yet. Exact even where the
+    hashes are no chains: two runs that share a later hash by chance are told apart where they first differ."""
     agreed, differs = 0, min(len(run), len(path)) // HASH_BYTES + 1
     while differs - agreed > 1:
         middle = (agreed + differs) // 2
-        start, stop = (middle - 1) * HASH_BYTES, middle * HASH_BYTES
+        start, stop = agreed * HASH_BYTES, middle * HASH_BYTES
         if run[start:stop] == path[start:stop]:
             agreed = middle
         else:

@@ -1,7 +1,7 @@
 """What was predicted of the engines' caches, held against what they said: `cached_tokens` at each first token.
 
-Where the two differ, the cause is looked for when the request ends, since a worker may report an eviction a little after
-the first token. It is that of the first block that was missing:
+Where the two differ, the cause is looked for when the request ends, since a worker may report an eviction a little
+after the first token. It is that of the first block that was missing:
 
 - `evicted`: the worker has reported since the decision that the block went;
 - `not_computed`: another request in flight was to compute it, and had not when the engine looked;

@@ -1,34 +1,33 @@
 """The prefix nodes: a radix tree of runs of block hashes, who holds which, and an index to find a node by its hash.
 
-Rules it keeps. A worker holds a node whole or not at all, and only with all before it. A node lives while a worker holds
-it, a request of the history window ended at it, or a node below it lives. The index has the first and the last hash of
-each run that some worker reported, not one entry per block. Where two nodes have an equal hash at an end, which chance
-does not bring, the index has one of them and reports about the other are not understood. It knows neither the window,
-nor bounds, nor messages.
+Rules it keeps. A worker holds a node whole or not at all, and only with all before it. A node lives while a worker
+holds it, a request of the history window ended at it, or a node below it lives. The index has the first and the last
+hash of each run that some worker reported, not one entry per block. Where two nodes have an equal hash at an end, which
+chance does not bring, the index has one of them and reports about the other are not understood. It knows neither the
+window, nor bounds, nor messages.
 """
 
 from __future__ import annotations
+
+import msgspec
 
 from prebled.core.blocks import HASH_BYTES
 from prebled.core.use_order import Holding, UseOrder
 
 
-class PrefixNode:
-    """A run of blocks. `end`: blocks from the first of the prompt to the end of this run. `first`: the run's first hash.
-    `holders`: bit per slot of the workers that hold it; `holdings`: the same workers, and with their last holding those
-    that had requests of the history window end here."""
+class PrefixNode(msgspec.Struct, eq=False):
+    """A run of blocks. `first`: the run's first hash; `end`: blocks from the first of the prompt to the end of this
+    run. `holders`: bit per slot of the workers that hold it; `holdings`: the same workers, and with their last holding
+    those that had requests of the history window end here. `children`: by their first hash; None: there are none."""
 
-    __slots__ = ("children", "end", "first", "holders", "holdings", "is_indexed", "parent", "run")
-
-    def __init__(self, run: bytes, first: bytes, parent: PrefixNode | None, end: int) -> None:
-        self.run = run
-        self.first = first
-        self.parent = parent
-        self.end = end
-        self.children: dict[bytes, PrefixNode] | None = None
-        self.holders = 0
-        self.is_indexed = False
-        self.holdings: dict[int, Holding] = {}
+    run: bytes
+    first: bytes
+    parent: PrefixNode | None
+    end: int
+    holders: int
+    holdings: dict[int, Holding]
+    children: dict[bytes, PrefixNode] | None = None
+    is_indexed: bool = False
 
     @property
     def blocks(self) -> int:
@@ -67,7 +66,7 @@ class PrefixNodes:
     def __init__(self, max_blocks: int, max_nodes: int) -> None:
         self.max_blocks = max_blocks
         self.max_nodes = max_nodes
-        self.root = PrefixNode(b"", b"", None, 0)
+        self.root = PrefixNode(b"", b"", None, 0, 0, {})
         self.orders: dict[int, UseOrder] = {}
         self.index: dict[bytes, PrefixNode] = {}
         self.blocks = 0
@@ -78,11 +77,11 @@ class PrefixNodes:
 
     # --- nodes ---
 
-    def add(self, parent: PrefixNode, run: bytes) -> PrefixNode:
-        """A new leaf, which somebody must hold at once."""
+    def grow(self, parent: PrefixNode, run: bytes, order: UseOrder, above: Holding) -> Holding:
+        """A new leaf, which one worker holds, and is to touch; `above` is its holding of the leaf's parent."""
         first = run[:HASH_BYTES]
         blocks = len(run) >> 3
-        leaf = PrefixNode(run, first, parent, parent.end + blocks)
+        leaf = PrefixNode(run, first, parent, parent.end + blocks, order.bit, {})
         if parent.children is None:
             parent.children = {first: leaf}
         else:
@@ -90,7 +89,8 @@ class PrefixNodes:
         self.blocks += blocks
         self.nodes += 1
         self.changes += 1
-        return leaf
+        holding = leaf.holdings[order.slot] = order.add(leaf, above, self.uses, 0)
+        return holding
 
     def split(self, lower: PrefixNode, blocks: int) -> PrefixNode:
         """Cut a node after so many of its blocks; the new upper part is returned. The lower part stays the same object
@@ -100,7 +100,7 @@ class PrefixNodes:
         assert parent.children is not None
         assert 0 < blocks < len(run) >> 3
         cut = blocks * HASH_BYTES
-        upper = PrefixNode(run[:cut], lower.first, parent, parent.end + blocks)
+        upper = PrefixNode(run[:cut], lower.first, parent, parent.end + blocks, lower.holders, {})
         parent.children[upper.first] = upper
         lower.run = run[cut:]
         lower.first = lower.run[:HASH_BYTES]
@@ -109,10 +109,11 @@ class PrefixNodes:
         if lower.is_indexed:
             if index.get(upper.first) is lower:
                 index[upper.first] = upper
-            self._add_to_index(lower.first, lower)
-            self._add_to_index(upper.run[-HASH_BYTES:], upper)
+            if len(lower.run) > HASH_BYTES:
+                self._add_to_index(lower.first, lower)
+            if blocks > 1:
+                self._add_to_index(upper.run[-HASH_BYTES:], upper)
             upper.is_indexed = True
-        upper.holders = lower.holders
         for slot, holding in lower.holdings.items():
             if holding.is_held:
                 upper.holdings[slot] = self.orders[slot].split(holding, upper)
@@ -138,8 +139,10 @@ class PrefixNodes:
             self._add_to_index(node.run[-HASH_BYTES:], node)
 
     def _add_to_index(self, key: bytes, node: PrefixNode) -> None:
-        if self.index.setdefault(key, node) is not node:
+        if key in self.index:
             self.collisions += 1
+        else:
+            self.index[key] = node
 
     def _prune(self, node: PrefixNode) -> None:
         """Take out a node without a reason to live, and those above it that have lived for it alone."""
@@ -194,19 +197,16 @@ class PrefixNodes:
         return found
 
 
-class Visit:
+class Visit(msgspec.Struct, eq=False):
     """One request: where its path ends, on which worker, and its number in the order of uses.
 
-    `is_counted`: it is in the history window, which it leaves at a `time` in seconds, or when it is taken back. `found`:
+    `time`: when it was booked, in seconds; `is_counted`: it is in the history window, and was not taken back. `found`:
     the worker's deepest holding on the path when the request was booked (that of the root: none); None once the request
     has ended. `holding` None: the path is empty."""
 
-    __slots__ = ("found", "holding", "is_counted", "number", "slot", "time")
-
-    def __init__(self, holding: Holding | None, found: Holding | None, slot: int, number: int, time: float) -> None:
-        self.holding = holding
-        self.found = found
-        self.slot = slot
-        self.number = number
-        self.time = time
-        self.is_counted = holding is not None
+    holding: Holding | None
+    found: Holding | None
+    slot: int
+    number: int
+    time: float
+    is_counted: bool = True

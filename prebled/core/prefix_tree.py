@@ -4,19 +4,19 @@ A path-compressed radix tree over chained block hashes (Preble, section 3.2). A 
 occur only together; the run is one string of 8-byte hashes. A worker holds a node whole or not at all: where a worker
 holds, evicts or asks for part of one, the node is split there.
 
-What a worker holds is known from two sources. A request that is placed makes its whole path *expected* there, since what
-is in flight is as good as cached. A worker that reports (`core.reported`) says what its cache has, and its word wins:
-what it *stored* stays until it says otherwise, and what was expected and is not stored by the time the request has ended
-is taken back, unless another in flight expects it. A worker that does not report is taken to have stored what its
-requests computed, and to let its least recently used leaves go when its capacity is passed.
+What a worker holds is known from two sources. A request that is placed makes its whole path *expected* there, since
+what is in flight is as good as cached. A worker that reports (`core.reported`) says what its cache has, and its word
+wins: what it *stored* stays until it says otherwise, and what was expected and is not stored by the time the request
+has ended is taken back, unless another in flight expects it. A worker that does not report is taken to have stored what
+its requests computed, and to let its least recently used leaves go when its capacity is passed.
 
 Rules it keeps besides those of `core.prefix_nodes`: at most `max_blocks` blocks, in at most an eighth as many nodes
 (short runs cost more memory per block). Near either bound the history is shortened, oldest first, which drops the
-coldest nodes that nobody holds; past it then go the coldest holdings of workers that do not report; and only then those of
-workers that do. What was reported and is forgotten so makes for worse placements, never for an error: later reports
-about it are counted as unknown, and no snapshot is asked for, which would not fit either. `check_invariants` states all
-of it. The tree does not know tokens, requests or costs; workers are small numbers (slots), and time is passed in, never
-going back.
+coldest nodes that nobody holds; past it then go the coldest holdings of workers that do not report, and only then
+those of workers that do. What was reported and is forgotten so makes for worse placements, never for an error: later
+reports about it are counted as unknown, and no snapshot is asked for, which would not fit either. `check_invariants`
+states all of it. The tree does not know tokens, requests or costs; workers are small numbers (slots), and time is
+passed in, never going back.
 
 Two prefixes with an equal 64-bit hash would be taken for one: with n blocks in the tree a chance of n^2 / 2^65 in all,
 and the harm is one placement that finds less cached than it was promised.
@@ -150,7 +150,7 @@ class PrefixTree:
         nodes, order, hashes = self._nodes, self._orders[slot], match.hashes
         number = nodes.uses = nodes.uses + 1
         if not hashes:
-            return Visit(None, None, slot, number, now)
+            return Visit(None, None, slot, number, now, is_counted=False)
         if match.changes != nodes.changes:
             match = self.match(hashes)
         path, end, bit = match.nodes, match.blocks * HASH_BYTES, order.bit
@@ -163,9 +163,9 @@ class PrefixTree:
         for node in path[held:]:
             holding = nodes.hold(node, order, holding)
         if end < len(hashes):
-            leaf = nodes.add(path[-1] if path else nodes.root, hashes[end:] if end else hashes)
-            holding = nodes.hold(leaf, order, holding)
-            self._newest_blocks = len(leaf.run) >> 3
+            self._newest_blocks = (len(hashes) - end) >> 3
+            parent = path[-1] if path else nodes.root
+            holding = nodes.grow(parent, hashes[end:] if end else hashes, order, holding)
         order.touch(holding, number)
         holding.flights += 1
         holding.visits += 1
@@ -189,7 +189,7 @@ class PrefixTree:
             if order.reports:
                 self._take_back(holding, order)
             else:
-                number = self._nodes.uses
+                number = self._nodes.uses = self._nodes.uses + 1
                 while not holding.stored:
                     holding.stored = number
                     holding = holding.parent
@@ -239,7 +239,8 @@ class PrefixTree:
     def _forget(self, leaf: Holding, order: UseOrder) -> None:
         """Drop this, and what is before it if only a request that ends here was to compute it."""
         self._nodes.drop(leaf, order)
-        self._take_back(leaf.parent, order)
+        if not leaf.parent.stored:
+            self._take_back(leaf.parent, order)
 
     def _take_back(self, holding: Holding, order: UseOrder) -> None:
         """Drop this and what is before it, as far as it is not stored and nobody in flight is to compute it."""
@@ -296,4 +297,3 @@ class PrefixTree:
         """Raise AssertionError where a rule of the module does not hold. Walks the whole tree."""
         check_tree(self._nodes, self._visits)
         assert not self._is_over()
-

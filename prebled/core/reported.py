@@ -1,18 +1,19 @@
 """What workers report of their KV caches, applied to the prefix nodes.
 
-Rules it keeps. A report wins over what was expected: a reported holding goes only when its worker says so (or the tree is
-out of space), and of a worker that has reported anything nothing else is held but what requests in flight expect. A
+Rules it keeps. A report wins over what was expected: a reported holding goes only when its worker says so (or the tree
+is out of space), and of a worker that has reported anything nothing else is held but what requests in flight expect. A
 removed block that a request in flight has on its path is expected again, since that request is to compute it. Who holds
 a block holds all before it, so a report about one that follows an expected block vouches for that.
 
 Nothing is kept per block. A run that is reported ends at the end of a node, which is split for it, so the parents and
 the removals reported later are found in the index of nodes. One that is inside of a node after all is searched for in
-the runs that the worker holds; such searches are paid from a `credit` that grows with the reports, so that a worker that
-talks nonsense costs no more than others.
+the runs that the worker holds; such searches are paid from a `credit` that grows with the reports, so that a worker
+that talks nonsense costs no more than others.
 
 What makes no sense is counted and left out: a run behind a block that the worker is not known to hold, a removed block
-that it has not reported, hashes cut short. A run behind an unknown block, or a removed one that could not be searched for, means that something was missed: a
-snapshot is wanted, once in `SNAPSHOT_AGAIN_S`, unless the tree itself has forgotten what the worker had reported.
+that it has not reported, hashes cut short. A run that was left out, or a removed block that could not be searched for,
+means that something was missed: a snapshot is wanted, once in `SNAPSHOT_AGAIN_S`, unless the tree itself has forgotten
+what the worker had reported. A removed block that is not held does no harm and asks for nothing.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class ReportStatistics(msgspec.Struct, frozen=True):
 
 
 class Reports:
-    """See the module. `bound` is called after each run that was added, and forgets what there is no space for."""
+    """See the module. `bound` forgets what there is no space for; it is called after a run that was one too many."""
 
     def __init__(self, nodes: PrefixNodes, bound: Callable[[], None]) -> None:
         self._nodes = nodes
@@ -78,11 +79,12 @@ class Reports:
                     assert isinstance(change, KvStored)
                     is_sure = self._store(order, change.parent, change.hashes) is not None and is_sure
             elif kind is KvRemoved:
-                heads = [_cut(change.hashes) for change in group if isinstance(change, KvRemoved)]
-                is_sure = self._remove([head for some in heads for head in some], order) and is_sure
+                heads = b"".join([self._whole(change.hashes) for change in group if isinstance(change, KvRemoved)])
+                is_sure = self._remove(_cut(heads), order) and is_sure
             elif kind is KvCleared:
                 self._cleared += 1
                 self._keep_only(set(), order)
+        self._check_bound()  # removals split nodes too
         return not is_sure and self._wants(order, now)
 
     def snapshot(self, order: UseOrder, runs: Sequence[KvStored], now: float) -> bool:
@@ -90,18 +92,16 @@ class Reports:
         self._begin(order)
         self._snapshots += 1
         order.has_forgotten = False
-        is_sure = True
+        ends = [self._store(order, run.parent, run.hashes) for run in runs]
+        # Followed up only now: later runs may have split what earlier ones stored.
         confirmed: set[Holding] = {order.root}
-        for run in runs:
-            holding = self._store(order, run.parent, run.hashes)
-            if holding is None:
-                is_sure = False
-                continue
+        for end in ends:
+            holding = end or order.root
             while holding not in confirmed:
                 confirmed.add(holding)
                 holding = holding.parent
         self._keep_only(confirmed, order)
-        return not is_sure and self._wants(order, now)
+        return None in ends and self._wants(order, now)
 
     def statistics(self) -> ReportStatistics:
         """See there."""
@@ -125,6 +125,11 @@ class Reports:
                 holding.stored = 0
                 if not holding.below and not holding.flights:
                     self._nodes.drop(holding, order)
+
+    def _check_bound(self) -> None:
+        nodes = self._nodes
+        if nodes.blocks > nodes.max_blocks or nodes.nodes > nodes.max_nodes:
+            self._bound()
 
     def _wants(self, order: UseOrder, now: float) -> bool:
         if order.has_forgotten or now - order.asked_at < SNAPSHOT_AGAIN_S:
@@ -159,8 +164,10 @@ class Reports:
             children = node.children
             child = children.get(hashes[start : start + HASH_BYTES]) if children is not None else None
             if child is None:
-                child = nodes.add(node, hashes[start:] if start else hashes)
-            elif not hashes.startswith(child.run, start):
+                above = nodes.grow(node, hashes[start:] if start else hashes, order, above)
+                self._confirm(above, number)
+                break
+            if not hashes.startswith(child.run, start):
                 rest = hashes[start : start + len(child.run)]
                 child = nodes.split(child, common_blocks(child.run, rest))
             holding = child.holdings.get(order.slot)
@@ -172,8 +179,7 @@ class Reports:
             start += len(child.run)
             node = child
         order.touch(above, number)
-        if nodes.blocks > nodes.max_blocks or nodes.nodes > nodes.max_nodes:
-            self._bound()
+        self._check_bound()
         return above
 
     def _confirm(self, holding: Holding, number: int) -> None:
@@ -222,6 +228,12 @@ class Reports:
                 self._removed_blocks += len(node.run) >> 3
                 nodes.drop(top, order)
         return is_sure
+
+    def _whole(self, hashes: bytes) -> bytes:
+        if len(hashes) & 7:
+            self._malformed += 1
+            return b""
+        return hashes
 
     def _unreport(self, holding: Holding, order: UseOrder, number: int) -> None:
         """It is not in the cache. Those below it have been unreported before, so what is left below is expected."""

@@ -25,10 +25,10 @@ class Holding:
     another object, so that whoever kept this one knows.
 
     `parent`: its holding of the node above; `below`: how many holdings have this one as their parent (for the root one
-    more, so that it is never a leaf). `flights`: requests in flight whose path ends here; `visits`: those of the history
-    window. `used`, `stored`, `removed`: numbers of its last use, and of when it became known that the worker has stored
-    the node, and that it has removed it; 0: never. What is not known to be stored is expected: a request in flight is
-    to compute it."""
+    more, so that it is never a leaf). `flights`: requests in flight whose path ends here; `visits`: those of the
+    history window. `used`, `stored`, `removed`: numbers of its last use, and of when it became known that the worker
+    has stored the node, and that it has removed it; 0: never. What is not known to be stored is expected: a request in
+    flight is to compute it."""
 
     __slots__ = (
         "below",
@@ -62,14 +62,25 @@ OFF = Holding.__new__(Holding)
 
 
 class UseOrder:
-    """Holdings of one worker, and how many blocks they have. `bit`: its bit in `PrefixNode.holders`. `root`: the holding of the tree's root, which closes the
-    list. `visits`: requests of the history window.
+    """Holdings of one worker, and how many blocks they have. `bit`: its bit in `PrefixNode.holders`. `root`: the
+    holding of the tree's root, which closes the list. `visits`: requests of the history window.
 
     `reports`: the worker says itself what it holds. `has_forgotten`: since its last snapshot the tree forgot, for want
-    of space, what it had reported. `asked_at`: when a snapshot was last asked for, in seconds. `credit`: how many blocks may be
-    searched through for those that the worker names."""
+    of space, what it had reported. `asked_at`: when a snapshot was last asked for, in seconds. `credit`: how many
+    blocks may be searched through for those that the worker names."""
 
-    __slots__ = ("asked_at", "bit", "blocks", "capacity_blocks", "credit", "has_forgotten", "reports", "root", "slot", "visits")
+    __slots__ = (
+        "asked_at",
+        "bit",
+        "blocks",
+        "capacity_blocks",
+        "credit",
+        "has_forgotten",
+        "reports",
+        "root",
+        "slot",
+        "visits",
+    )
 
     def __init__(self, slot: int, root: PrefixNode, capacity_blocks: int) -> None:
         self.slot = slot

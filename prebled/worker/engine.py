@@ -4,7 +4,9 @@ Contract, held by the conformance suite (`tests/engines/`):
 - every submitted run ends with exactly one `RunDone` or `RunFailed`, aborted ones included (reason `abort`);
 - all tokens of a run are in chunks of the same or earlier steps than its end;
 - the same greedy request gives the same tokens alone, in a batch, after a cached prefix, after an abort beside it;
-- an abort frees the run's KV; `capacity` and `cached_tokens` are what the engine itself found.
+- an abort frees the run's KV; `capacity` and `cached_tokens` are what the engine itself found;
+- what a run left in the cache is told in the same step as its end or before it, and what had to go to make room for it
+  in the same step as its first tokens or before; the changes told, applied to what was held, give what is held.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The prefix tree as its documentation says it, block by block and without any care for speed.
 
-A block is named by its whole path. `ends` are the paths at which a run ends: where a request or a report ended, branched
-off, or was cut. Uses are numbered; within a path the first block is used last, so that leaves are the oldest."""
+A block is named by its whole path. `ends` are the paths at which a run ends: where a request or a report ended,
+branched off, or was cut. Uses are numbered; within a path the first block is used last, so leaves are the oldest."""
 
 from __future__ import annotations
 

@@ -9,9 +9,11 @@ from array import array
 
 import pytest
 
+from prebled.core.blocks import HASH_BYTES, hash_path, namespace_seed
 from prebled.core.events import (
     AnyEvent,
     FirstToken,
+    KvReported,
     RequestArrived,
     RequestCancelled,
     RequestFinished,
@@ -21,7 +23,7 @@ from prebled.core.events import (
 from prebled.core.policies import POLICIES, make_policy
 from prebled.core.scheduler import GlobalScheduler
 from prebled.core.types import Epoch, RequestId, WorkerId
-from prebled.messages import Capacity
+from prebled.messages import Capacity, KvRemoved, KvStored
 from prebled.settings import CoreSettings
 
 CAPACITY = Capacity("m", "sim", "sim", 16, 2000, 1500, 1600, 1000, 8)
@@ -32,8 +34,11 @@ def life(number: int) -> list[AnyEvent]:
     request_id = RequestId(f"r{number}")
     prompt = array("I", [number % 5] * 200 + [number] * 100).tobytes()
     events: list[AnyEvent] = [RequestArrived(request_id, prompt, 20)]
+    path = hash_path(prompt, 16, namespace_seed("", "", ""))
     if number % 3:
+        events += [KvReported(WorkerId("w1"), (KvStored(b"", path[: number % 150 + 8 & ~7]),))]
         events += [FirstToken(request_id, 0), RequestFinished(request_id, 9)]
+        events += [KvReported(WorkerId("w1"), (KvRemoved(path[-HASH_BYTES:] + path[-24:-16]),))]
     elif number % 2:
         events.append(RequestCancelled(request_id))
     return events

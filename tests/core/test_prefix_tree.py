@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+
 import pytest
 from tree_paths import WINDOW_S, book, chain, held, tree_of
 
@@ -159,7 +161,16 @@ def test_capacity_that_shrinks_is_obeyed_at_once() -> None:
 
 
 @pytest.mark.parametrize("shared", range(6))
-def test_common_part_of_a_run_is_found_by_halving(shared: int) -> None:
+def test_a_match_ends_where_the_path_leaves_a_run(shared: int) -> None:
     tree = tree_of()
     book(tree, (0,) * 5)
     assert tree.match(chain((0,) * shared + (1,) * (5 - shared))).blocks == shared
+
+
+def test_runs_that_share_a_later_hash_by_chance_differ_where_they_first_do() -> None:
+    tree = tree_of()
+    for hashes in ([1, 2, 3, 4, 5], [1, 9, 3, 4, 5], [1, 2, 9, 4, 5]):
+        tree.book(tree.match(array("Q", hashes).tobytes()), 0, 0.0)
+        tree.check_invariants()
+    assert tree.match(array("Q", [1, 9, 3, 4, 5]).tobytes()).blocks == 5
+    assert tree.statistics().blocks == 12

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from hypothesis import settings
+from array import array
+from typing import Any
+
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from naive_tree import NaiveTree, NaiveVisit, Path
 from tree_paths import WINDOW_S, block, chain, removed, stored
 
+from prebled.core.blocks import HASH_BYTES
 from prebled.core.prefix_nodes import Visit
 from prebled.core.prefix_tree import PrefixTree
-from prebled.messages import KvCleared
+from prebled.messages import KvCleared, KvRemoved, KvStored
 
 SLOTS = 3
 
@@ -86,12 +90,8 @@ class TreeMachine(RuleBasedStateMachine):
 
     @rule(some=some_paths, slot=reporting, cut=cuts)
     def take_snapshot(self, some: list[Path], slot: int, cut: int) -> None:
-        """Paths of a cache, each behind what is there before it, but for a first one that may be behind nothing."""
-        runs: list[tuple[Path, Path]] = []
-        for path in some:
-            above = max((len(p + r) for p, r in runs if path[: len(p + r)] == p + r), default=0) if runs else cut
-            if above < len(path):
-                runs.append((path[:above], path[above:]))
+        """Paths of a cache, cut anywhere: what comes before the cut may have been there, be in the snapshot, or not."""
+        runs = [(path[: min(cut, len(path) - 1)], path[min(cut, len(path) - 1) :]) for path in some]
         self.naive.begin(slot)
         self.tree.replace(slot, [stored(parent, run) for parent, run in runs], self.now)
         self.naive.snapshot(slot, runs)
@@ -137,3 +137,45 @@ class TreeMachine(RuleBasedStateMachine):
 
 TreeMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=25, deadline=None)
 TestAgainstNaiveModel = TreeMachine.TestCase
+
+
+names = st.lists(st.integers(1, 6), max_size=6).map(lambda hashes: array("Q", hashes).tobytes())
+parents = st.one_of(st.just(b""), names.map(lambda path: path[-HASH_BYTES:]))
+changes = st.one_of(
+    st.builds(KvStored, parents, names), st.builds(KvRemoved, names), st.just(KvCleared()), st.just(KvStored(b"?", b""))
+)
+operations = st.one_of(
+    st.tuples(st.just("book"), slots, names),
+    st.tuples(st.just("end"), st.integers(0, 9), st.booleans()),
+    st.tuples(st.just("report"), slots, st.lists(changes, max_size=4)),
+    st.tuples(st.just("replace"), slots, st.lists(st.builds(KvStored, parents, names), max_size=4)),
+    st.tuples(st.just("forget"), slots, st.none()),
+    st.tuples(st.just("wait"), st.integers(1, 20), st.none()),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(operations, max_size=60), st.sampled_from([8, 24, 10**6]))
+def test_any_hashes_and_any_bound_keep_the_rules(script: list[tuple[str, int, Any]], max_blocks: int) -> None:
+    """Hashes that are no chains, so that nodes share them everywhere, and hardly any space: nothing raises."""
+    tree = PrefixTree(max_blocks=max_blocks, window_s=WINDOW_S)
+    for slot in range(SLOTS):
+        tree.set_capacity(slot, 10)
+    booked: list[Visit] = []
+    now = 0.0
+    for operation, number, what in script:
+        if operation == "book":
+            booked.append(tree.book(tree.match(what), number, now))
+        elif operation == "end" and booked:
+            visit = booked.pop(number % len(booked))
+            (tree.release if what else tree.withdraw)(visit)
+        elif operation == "report":
+            tree.report(number, what, now)
+        elif operation == "replace":
+            tree.replace(number, what, now)
+        elif operation == "forget":
+            tree.forget_worker(number)
+        elif operation == "wait":
+            now += number
+            tree.advance(now)
+        tree.check_invariants()

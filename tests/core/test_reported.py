@@ -128,6 +128,13 @@ def test_a_snapshot_replaces_all_but_what_is_in_flight() -> None:
     tree.check_invariants()
 
 
+def test_a_run_of_a_snapshot_may_be_split_by_the_next() -> None:
+    tree = reporting()
+    tree.replace(0, [stored((), A), stored(A[:1], A[1:]), stored(A[:2], (9,))], 0.0)
+    assert tree.held_hashes(0) == blocks(A, (*A[:2], 9))
+    tree.check_invariants()
+
+
 def test_a_cleared_cache_holds_only_what_is_in_flight() -> None:
     tree = reporting()
     report(tree, stored((), A), stored((), (8, 8)))
@@ -183,7 +190,7 @@ def test_what_is_no_run_of_hashes_is_counted_and_left_out(change: KvStored) -> N
     assert tree.report_statistics().malformed == 1
     assert tree.held_hashes(0) == set()
     report(tree, KvRemoved(b"123"), KvRemoved(b""))
-    assert tree.report_statistics().unknown_removed == 1
+    assert tree.report_statistics().malformed == 2
 
 
 def test_a_worker_that_was_forgotten_begins_anew() -> None:

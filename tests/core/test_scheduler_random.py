@@ -6,10 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scheduler_scripts import BLOCK, scheduler, tokens
 
+from prebled.core.blocks import HASH_BYTES, hash_path, namespace_seed
 from prebled.core.decisions import Place
 from prebled.core.events import (
     AnyEvent,
     FirstToken,
+    KvReported,
+    KvSnapshotTaken,
     RequestArrived,
     RequestCancelled,
     RequestFinished,
@@ -24,12 +27,17 @@ from prebled.core.events import (
 )
 from prebled.core.policies import POLICIES
 from prebled.core.types import Epoch, RequestId, WorkerId
-from prebled.messages import Capacity
+from prebled.messages import Capacity, KvCleared, KvRemoved, KvStored
 
 names = st.sampled_from(["a", "b", "c", "d", "e"]).map(RequestId)
 workers = st.sampled_from(["w0", "w1"]).map(WorkerId)
 prompts = st.lists(st.tuples(st.integers(1, 2), st.sampled_from([30, 64, 200])), min_size=1, max_size=3)
 tiny = Capacity("m", "sim", "sim", BLOCK, 640, 600, 640, 1000, 8)
+paths = prompts.map(lambda prompt: hash_path(tokens(*prompt), BLOCK, namespace_seed("", "", "")))
+runs = st.builds(
+    lambda path, start: KvStored(path[:start][-HASH_BYTES:], path[start:]), paths, st.sampled_from([0, 8, 16])
+)
+changes = st.one_of(runs, st.builds(lambda path: KvRemoved(path[-HASH_BYTES:]), paths), st.just(KvCleared()))
 events = st.one_of(
     st.builds(lambda n, p, c: RequestArrived(n, tokens(*p), 5, continued=c), names, prompts, st.booleans()),
     st.builds(SendFailed, names, workers),
@@ -40,6 +48,8 @@ events = st.one_of(
     st.builds(RequestLost, names),
     st.builds(WorkerReady, workers, st.sampled_from([Epoch(1), Epoch(2)]), st.just(tiny)),
     st.builds(WorkerLoad, workers, st.just(0), st.just(1), st.just(10)),
+    st.builds(KvReported, workers, st.lists(changes, max_size=4).map(tuple)),
+    st.builds(KvSnapshotTaken, workers, st.lists(runs, max_size=3).map(tuple)),
     st.builds(WorkerDraining, workers),
     st.builds(WorkerLost, workers),
     st.just(Tick()),

@@ -14,8 +14,6 @@ from prebled.messages import KvRemoved, KvStored
 WINDOW_S = 10.0
 
 
-
-
 def chain(path: Path) -> bytes:
     """Chained hashes."""
     seed, hashes = 7, array("Q")

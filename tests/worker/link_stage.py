@@ -24,7 +24,9 @@ BLOCK_TOKENS = 4096
 
 
 def sim_engine(speed: float = 1e6) -> SimEngine:
-    return SimEngine(SimSettings(speed=speed), BLOCK_TOKENS, model="m", vocab_size=VOCAB_SIZE, eos_token_ids=EOS_TOKEN_IDS)
+    return SimEngine(
+        SimSettings(speed=speed), BLOCK_TOKENS, model="m", vocab_size=VOCAB_SIZE, eos_token_ids=EOS_TOKEN_IDS
+    )
 
 
 def make_link(address: str, engine: Engine, settings: FabricSettings = QUICK) -> Link:
