@@ -47,8 +47,11 @@ MOST_RUNS = 8192
 REPLAY_BYTES = 4 * 1024 * 1024 - 4096
 """Frames in one answer to a Replay; the daemon asks again for the rest."""
 
-KV_BYTES = 1024 * 1024
-"""Most bytes of changes in one frame, and of runs in one part of a snapshot. More goes into the next."""
+SNAPSHOT_BYTES = 1024 * 1024
+"""One part of a snapshot, at most."""
+
+KV_BYTES = 32 * 1024
+"""One frame of changes, at most: 4,096 blocks that go one by one, which cost the daemon some milliseconds at once."""
 
 
 class RunService:
@@ -161,7 +164,7 @@ class RunService:
             return
         self._flush_kv()
         last_seq = self._ring.next_seq - 1
-        pieces: list[tuple[KvStored, ...]] = list(parts(self._engine.held(), KV_BYTES)) or [()]
+        pieces: list[tuple[KvStored, ...]] = list(parts(self._engine.held(), SNAPSHOT_BYTES)) or [()]
         for number, runs in enumerate(pieces):
             self._say(KvSnapshot(self._epoch, last_seq, runs, number, number == len(pieces) - 1))
 

@@ -43,17 +43,17 @@ has the results of this one, at the order after that."""
 Match: TypeAlias = "Callable[[Req, Any, array[int]], object]"
 """SGLang's `match_kv_cache`: looks a request with these tokens up in the cache and notes the outcome on the request."""
 
-_Beginning: TypeAlias = tuple[int, int, Hashable, Hashable]
+Beginning: TypeAlias = tuple[int, int, Hashable, Hashable]
+"""What requests that the cache holds alike have in common: the number of matched tokens, the hash of these and of the
+page behind them, and the namespace."""
 
 
 class _Kin:
-    """Requests that the cache holds alike: `matched` tokens of each, last seen in `state` of the cache. `beginning` is
-    what they have in common: the number of matched tokens, the hash of these and of the page behind them, and the
-    namespace."""
+    """Requests that the cache holds alike: `matched` tokens of each, last seen in `state` of the cache."""
 
     __slots__ = ("beginning", "matched", "members", "state")
 
-    def __init__(self, beginning: _Beginning) -> None:
+    def __init__(self, beginning: Beginning) -> None:
         self.beginning = beginning
         self.matched = beginning[0]
         self.members: dict[Req, None] = {}
@@ -70,10 +70,10 @@ class QueueMatches:
         self._state = 0
         self._signs: Hashable = None
         self._uncached_tokens = 0  # of requests taken, that no check was made for yet
-        self._kin: OrderedDict[_Beginning, _Kin] = OrderedDict()  # the longest unchecked first
+        self._kin: OrderedDict[Beginning, _Kin] = OrderedDict()  # the longest unchecked first
         self._kin_of: dict[Req, _Kin] = {}
         self._outdated: dict[Req, None] = {}  # those whose kin were found changed, in that order
-        self._likely: dict[_Beginning, int] = {}  # kin that may gain, and for how many orders they are looked at
+        self._likely: dict[Beginning, int] = {}  # kin that may gain, and for how many orders they are looked at
 
     def update(self, came: Iterable[Req], gone: Iterable[Req], cache: Any, signs: Hashable) -> None:
         """Match what has come to the queue, forget what has gone from it, and look at some of the others if the cache
@@ -126,7 +126,7 @@ class QueueMatches:
     def _check(self, kin: _Kin, cache: Any) -> bool:
         """Look one of them up. If that finds a change, all others are outdated."""
         first = next(iter(kin.members))
-        tokens = _tokens(first)
+        tokens = tokens_of(first)
         self._match(first, cache, tokens)
         matched = first.num_matched_prefix_tokens
         if matched == kin.matched:
@@ -143,15 +143,13 @@ class QueueMatches:
         return True
 
     def _look_up(self, req: Req, cache: Any) -> None:
-        tokens = _tokens(req)
+        tokens = tokens_of(req)
         self._match(req, cache, tokens)
         self._join(req, tokens, cache)
 
-    def _join(self, req: Req, tokens: array[int], cache: Any) -> _Beginning:
+    def _join(self, req: Req, tokens: array[int], cache: Any) -> Beginning:
         """Put a request that was just looked up among its kin; who they are."""
-        matched: int = req.num_matched_prefix_tokens
-        digest = xxhash.xxh3_64_intdigest(memoryview(tokens)[: matched + cache.page_size])
-        beginning = (matched, digest, req.extra_key, req.cache_salt)
+        beginning = beginning_of(req, tokens, req.num_matched_prefix_tokens, cache.page_size)
         kin = self._kin.get(beginning)
         if kin is None:
             kin = self._kin[beginning] = _Kin(beginning)
@@ -170,7 +168,13 @@ class QueueMatches:
         self._likely.pop(kin.beginning, None)
 
 
-def _tokens(req: Req) -> array[int]:
+def beginning_of(req: Req, tokens: array[int], matched: int, page_size: int) -> Beginning:
+    """Of a request with these tokens, so many of them matched."""
+    digest = xxhash.xxh3_64_intdigest(memoryview(tokens)[: matched + page_size])
+    return (matched, digest, req.extra_key, req.cache_salt)
+
+
+def tokens_of(req: Req) -> array[int]:
     """Of the prompt, and of what a retracted request has already made of it."""
     tokens: array[int] = req.origin_input_ids
     return tokens + req.output_ids if req.output_ids else tokens

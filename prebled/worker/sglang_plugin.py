@@ -50,6 +50,9 @@ def register() -> None:
         f"{scheduler}.on_idle": METER.around_idle,
     }.items():
         HookRegistry.register(target, hook, HookType.AROUND)
+    if os.environ.get(QUEUE_POLICY_VARIABLE) == GROUPS:
+        adder = "sglang.srt.managers.schedule_policy.PrefillAdder.add_one_req"
+        HookRegistry.register(adder, _page_gate(), HookType.AROUND)
     _publish_kv_events(scheduler)
 
 
@@ -71,3 +74,11 @@ def _group_order() -> Callable[..., None]:
     from prebled.worker.sglang_queue import GroupOrder
 
     return GroupOrder(match_kv_cache)
+
+
+def _page_gate() -> Callable[..., object]:
+    from sglang.srt.managers.schedule_policy import AddReqResult
+
+    from prebled.worker.sglang_gate import PageGate
+
+    return PageGate(AddReqResult.OTHER)

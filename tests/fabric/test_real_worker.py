@@ -23,7 +23,7 @@ from prebled.worker_options import WorkerOptions, worker_command
 
 W0 = WorkerId("w0")
 PROMPT = struct.pack("<8I", *range(8))
-SETTINGS = FabricSettings(beat_s=0.1, lost_after_s=1.5)
+SETTINGS = FabricSettings(beat_s=0.1, lost_after_s=3.0)
 
 
 def submit(run_id: str, max_tokens: int = 40) -> Submit:
