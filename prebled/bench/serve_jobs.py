@@ -24,6 +24,7 @@ FIRST_ID, IDS = 64, 960
 """Made-up prompts use so many token ids from here on: ordinary ones in any vocabulary."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_TAIL = 0xD1342543DE82EF95
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -89,8 +90,9 @@ def _tokens(path: bytes, block_tokens: int, prompt_tokens: int, index: int) -> N
     hashes = np.frombuffer(path, "<u8")
     blocks = _mixed(hashes[:, None] + np.arange(block_tokens, dtype=np.uint64)[None, :] * _GOLDEN)
     tail_tokens = prompt_tokens - len(path) // HASH_BYTES * block_tokens
-    first = hashes[-1:].sum(dtype=np.uint64) ^ np.uint64(index + 1) * _GOLDEN
-    tail = _mixed(first + np.arange(1, tail_tokens + 1, dtype=np.uint64) * np.uint64(0xD1342543DE82EF95))
+    before = int(hashes[-1]) if len(hashes) else 0
+    own = np.full(tail_tokens, before ^ (index + 1) * _TAIL % 2**64, np.uint64)
+    tail = _mixed(own + np.arange(1, tail_tokens + 1, dtype=np.uint64) * np.uint64(_TAIL))
     ids: NDArray[np.uint32] = (np.concatenate([blocks.ravel(), tail]) % np.uint64(IDS)).astype(np.uint32) + FIRST_ID
     return ids
 
