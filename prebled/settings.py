@@ -45,6 +45,7 @@ class CoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     e2_backlog_price: Weight = 1.0  # ... and more per second of mean wait
     e2_sharing: Weight = 0.3  # how much each request in flight that shares the prefix lowers that
     e2_decode: Weight = 0.05  # what a second of prefill costs each sequence that decodes beside it
+    e2_decode_work: Weight = 0.05  # what a second of decode that a worker still has to do costs who comes there
     # `e2-paper`: Preble section 3.2
     paper_load: Weight = 1.0  # of L, M and P in a cost: 1 each in the paper; 0 leaves one out, to see what it is worth
     paper_eviction: Weight = 1.0
@@ -90,7 +91,8 @@ class SimSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     profile: str = "mistral-7b-a6000"
     speed: Factor = 1.0  # simulated seconds per second
-    chunk_tokens: Count = 2048  # prefill budget of a step, shared with decode
+    chunk_tokens: Count = 2048  # prefill budget of a step
+    mixed_chunks: bool = True  # a step computes prompts and decodes, the budget shared (--enable-mixed-chunk of SGLang)
     max_running: Count = 256
     kv_tokens: Count = 198_516
     context_tokens: Count = 32_768

@@ -54,6 +54,7 @@ class ReplaySettings(msgspec.Struct, frozen=True):
 
     core: CoreSettings = CoreSettings()
     chunk_tokens: int = SimSettings().chunk_tokens
+    mixed_chunks: bool = SimSettings().mixed_chunks
     max_running: int = SimSettings().max_running
     queue_policy: str = "groups"
     kv_delay_s: float | None = 0.05
@@ -214,6 +215,7 @@ class Replay:
             chunk_tokens=settings.chunk_tokens,
             max_running=settings.max_running,
             queue=LocalScheduler() if settings.queue_policy == "groups" else None,
+            mixed_chunks=settings.mixed_chunks,
             tells_changes=settings.kv_delay_s is not None,
         )
         return ReplayWorker(worker_id, batch, self._profile.cost, capacity, self._tell, jumps=settings.jumps)
@@ -308,7 +310,18 @@ class Replay:
             decide_us=decide_times(self._decide_ns),
         )
         retractions = sum(worker.batch.retractions for worker in self._workers)
-        return ReplayResult(report, ttft_s, tpot_s, e2e_s, queue_s, dict(self._failures), retractions)
+        return ReplayResult(
+            report,
+            ttft_s,
+            tpot_s,
+            e2e_s,
+            queue_s,
+            dict(self._failures),
+            retractions,
+            [request.cached_tokens for request in completed],
+            [request.worker for request in completed],
+            [worker.busy_s for worker in self._workers],
+        )
 
 
 def _max_over_mean(counts: list[int]) -> float:

@@ -71,7 +71,9 @@ class Report(msgspec.Struct, frozen=True):
 
 class ReplayResult(msgspec.Struct, frozen=True):
     """The report, and what it sums up: seconds per completed request, in the order of the trace (`tpot_s` only of those
-    with more than one output token). `failures`: refusals by code. `retractions`: how often a run lost its KV."""
+    with more than one output token). `failures`: refusals by code. `retractions`: how often a run lost its KV.
+    `cached_tokens`: of each completed request's prompt; `workers`: the number of the one that ended it. `busy_s`: how
+    many seconds each worker was computing."""
 
     report: Report
     ttft_s: list[float]
@@ -80,6 +82,9 @@ class ReplayResult(msgspec.Struct, frozen=True):
     queue_s: list[float]
     failures: dict[str, int]
     retractions: int
+    cached_tokens: list[int]
+    workers: list[int]
+    busy_s: list[float]
 
 
 def spread(values: Sequence[float]) -> Spread:

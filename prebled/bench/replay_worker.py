@@ -27,7 +27,7 @@ TOKENS_PER_EVENT = 16
 @final
 class ReplayWorker:
     """`step_ends_at`: when `take_step` is due, None while it has nothing to do. `prefilled_tokens`: prompt tokens that
-    it has computed so far, those computed again after a retraction included."""
+    it has computed so far, those computed again after a retraction included. `busy_s`: seconds that its steps took."""
 
     def __init__(
         self,
@@ -46,6 +46,7 @@ class ReplayWorker:
         self.batch = batch
         self.step_ends_at: float | None = None
         self.prefilled_tokens = 0
+        self.busy_s = 0.0
         self._cost = cost
         self._tell = tell
         self._jumps = jumps
@@ -125,6 +126,7 @@ class ReplayWorker:
         self.step_ends_at = self._started_at + jump_seconds(self._cost, plan, self._steps)
 
     def _finish_steps(self, plan: StepPlan, now: float) -> list[ReplayRequest]:
+        self.busy_s += now - self._started_at
         decodes = self.batch.decodes
         end = self.batch.commit(plan, self._steps)
         if plan.sequences and (marked := self._marks[decodes.step % TOKENS_PER_EVENT]):

@@ -72,10 +72,11 @@ async def drive(
     seed: int = 0,
 ) -> tuple[list[Served], float]:
     """Send all jobs to `url` (see `connect`): at `rate` a second if it is not 0, else at their own times, those without
-    one as soon as may be; never more than `concurrency` at once. What became of them, and the seconds it took.
+    one as soon as may be; never more than `concurrency` at once. What became of them, in the order of `jobs`, and the
+    seconds it took.
 
     Raises SettingsError and Unavailable if there is nobody to send to."""
-    served: list[Served] = []
+    served: dict[int, Served] = {}  # by the job's identity
     slots = asyncio.Semaphore(concurrency or len(jobs))
 
     async def session(target: Target, turns: Sequence[Job]) -> None:
@@ -83,7 +84,7 @@ async def drive(
             for number, job in enumerate(turns):
                 if number:
                     await asyncio.sleep(job.think_s)
-                served.append(await target.serve(job.tokens, job.max_tokens))
+                served[id(job)] = await target.serve(job.tokens, job.max_tokens)
                 _progress(len(served), len(jobs))
         finally:
             slots.release()
@@ -95,7 +96,7 @@ async def drive(
                 await asyncio.sleep(arrival_s - (time.perf_counter() - start))
             await slots.acquire()
             tasks.create_task(session(target, turns))
-    return served, time.perf_counter() - start
+    return [served[id(job)] for job in jobs], time.perf_counter() - start
 
 
 def report(served: Sequence[Served], wall_s: float) -> ServeReport:

@@ -21,7 +21,8 @@ from prebled.errors import PrebledError, Saturated, SettingsError, Unavailable
 
 
 class Served(msgspec.Struct, frozen=True):
-    """One request as the client saw it; times in seconds. `error` is the code of what went wrong, if something did."""
+    """One request as the client saw it; times in seconds. `error` is the code of what went wrong, if something did.
+    `request_id`: of a daemon's native socket, to ask it why."""
 
     ttft_s: float
     e2e_s: float
@@ -30,6 +31,7 @@ class Served(msgspec.Struct, frozen=True):
     output_tokens: int = 0
     cached_tokens: int = 0
     error: str | None = None
+    request_id: str = ""
 
     @property
     def tpot_s(self) -> float | None:
@@ -73,7 +75,8 @@ class _Native:
             usage = stream.usage
             if usage is None:
                 return _served(start, marks, 0, 0, 0)
-            return _served(start, marks, usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
+            served = _served(start, marks, usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
+            return msgspec.structs.replace(served, request_id=stream.request_id)
 
 
 @asynccontextmanager

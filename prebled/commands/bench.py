@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prebled.commands import bench_lab, bench_queue, bench_trace
+from prebled.commands import bench_lab, bench_paper, bench_queue, bench_trace, bench_validate
 from prebled.commands.output import remark, write_json, write_line, write_table
 from prebled.errors import SettingsError
 
@@ -23,7 +23,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _configure_decide(benches)
     bench_trace.configure(benches)
     bench_lab.configure(benches)
+    bench_paper.configure(benches)
     bench_queue.configure(benches)
+    bench_validate.configure(benches)
 
 
 def run(args: argparse.Namespace) -> int:

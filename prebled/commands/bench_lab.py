@@ -59,26 +59,38 @@ def _measure(args: argparse.Namespace) -> int:
         policies=policies,
         parts_on=args.workers[0],
     )
-    tell = _Progress()
+    compared = cases(args.traces, args.only)
+    plots.load_pyplot()  # before the replays: they may take an hour
     try:
-        with Crew(Notebook(args.notebook), args.processes, tell) as crew:
-            results = run_campaign(crew, cases(args.traces, args.only), plan)
+        with Crew(Notebook(args.notebook), args.processes, Progress()) as crew:
+            results = run_campaign(crew, compared, plan)
     except KeyboardInterrupt:
         remark(f"interrupted: the outcomes so far are in {args.notebook}, the same command goes on from there")
         return 130
     args.out.mkdir(parents=True, exist_ok=True)
     machine = f"{os.cpu_count()} cores, Python {platform.python_version()}"
-    command = " ".join(["prebled", *sys.argv[1:]])
     path = args.out / "lab.md"
-    path.write_text(tables.page(results, plan, command, machine), encoding="utf-8")
+    path.write_text(tables.page(results, plan, _command(args), machine), encoding="utf-8")
     for picture in plots.draw(results, args.out):
         write_line(str(picture))
     write_line(str(path))
     return 0
 
 
-class _Progress:
-    """Says on stderr how far it is; each run that was carried out counts."""
+def _command(args: argparse.Namespace) -> str:
+    """What makes the same page again; of folders no more than their names, and nothing of where outcomes were kept."""
+    words: list[str] = ["prebled bench lab"]
+    if args.traces is not None:
+        words += ["--traces", args.traces.name]
+    words += ["--full"] if args.full else ["--limit", str(args.limit)]
+    for name in ("seeds", "workers", "only", "policies"):
+        values = getattr(args, name)
+        words += [f"--{name}", *(str(value) for value in values)] if values else []
+    return " ".join(words)
+
+
+class Progress:
+    """Says on stderr how far a campaign is; each run that was carried out counts."""
 
     def __init__(self) -> None:
         self._runs = 0

@@ -1,4 +1,5 @@
-"""`prebled bench queue`: what ordering a worker's queue costs each step of SGLang, and whom it lets wait."""
+"""`prebled bench queue`: what ordering a worker's queue costs each step of SGLang, whom it lets wait, and how often a
+prefix is computed that many wait for."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from prebled.commands.numbers import count
 from prebled.commands.output import remark, write_json, write_table
 
 if TYPE_CHECKING:
+    from prebled.bench.queue_burst import Burst
     from prebled.bench.queue_cost import OrderCost
     from prebled.bench.queue_starvation import Starvation
     from prebled.messages import Capacity
@@ -27,23 +29,32 @@ def configure(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "queue",
         help="time the ordering of a worker's queue inside SGLang, or show whom it lets wait",
         description="Start SGLang once for each policy and time what ordering its queue costs; or, with --starvation, "
-        "put long cold prompts into a stream of short cached ones and see when each is served.",
+        "put long cold prompts into a stream of short cached ones and see when each is served; or, with --burst, "
+        "submit cold prompts with the same beginnings at once and see how much is computed.",
         allow_abbrev=False,
     )
-    queue.add_argument("--starvation", action="store_true", help="the second experiment instead of the first")
+    other = queue.add_mutually_exclusive_group()
+    other.add_argument("--starvation", action="store_true", help="the second experiment instead of the first")
+    other.add_argument("--burst", action="store_true", help="the third one")
     queue.add_argument("--model", type=Path, metavar="FOLDER", help="a model (default: a tiny one, made for the bench)")
     queue.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     queue.add_argument("--policies", default="fcfs,groups,lpm", metavar="P,P", help="queue policies (fcfs,groups,lpm)")
     queue.add_argument("--waiting", type=count, metavar="N", help="requests in the queue (256; --starvation: 32)")
-    queue.add_argument("--running", type=count, metavar="N", help="most that run at once (16; --starvation: 2)")
+    queue.add_argument(
+        "--running", type=count, metavar="N", help="most that run at once (16; --starvation: 2; --burst: 64)"
+    )
     queue.add_argument("--steps", type=count, default=1000, metavar="N", help="how many to time")
-    queue.add_argument("--prompt-tokens", type=count, default=600, metavar="T", help="of each timed prompt")
+    queue.add_argument(
+        "--prompt-tokens", type=count, default=600, metavar="T", help="of each timed prompt; --burst: shared"
+    )
     queue.add_argument("--output-tokens", type=count, default=16, metavar="T", help="of each timed run, on average")
     queue.add_argument("--shorts", type=count, default=300, metavar="N", help="--starvation: short prompts in all")
     queue.add_argument("--longs", type=count, default=3, metavar="N", help="--starvation: long prompts")
     queue.add_argument(
         "--ahead", type=int, default=2, metavar="N", help="--starvation: short ones before the long ones"
     )
+    queue.add_argument("--families", type=count, default=1, metavar="N", help="--burst: different beginnings")
+    queue.add_argument("--copies", type=count, default=16, metavar="N", help="--burst: prompts with each beginning")
     queue.add_argument("--kv-tokens", type=count, default=32768, metavar="T", help="size of the KV cache")
     queue.add_argument("--seed", type=int, default=0, metavar="S")
     queue.add_argument("--json", metavar="FILE", help="write the report as JSON; - is stdout")
@@ -61,8 +72,8 @@ def run(args: argparse.Namespace) -> int:
     waiting = args.waiting or (32 if args.starvation else 256)
     if args.starvation and not 0 <= args.ahead <= waiting <= args.shorts:
         raise BadUsage(f"--ahead {args.ahead}, --waiting {waiting}, --shorts {args.shorts}: must not get smaller")
-    running = args.running or (2 if args.starvation else 16)
-    measure: Any = _starve if args.starvation else _cost
+    running = args.running or (2 if args.starvation else 64 if args.burst else 16)
+    measure: Any = _starve if args.starvation else _burst if args.burst else _cost
     with tempfile.TemporaryDirectory(prefix="prebled-") as folder:
         model = args.model or _tiny_model(Path(folder) / "tiny")
         reports = [asyncio.run(measure(args, policy, model, waiting, running)) for policy in policies]
@@ -73,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         import msgspec
 
         Path(args.json).write_bytes(msgspec.json.format(msgspec.json.encode(reports), indent=2) + b"\n")
-    show: Any = _print_starvation if args.starvation else _print_costs
+    show: Any = _print_starvation if args.starvation else _print_bursts if args.burst else _print_costs
     show(reports)
     return 0
 
@@ -106,6 +117,21 @@ async def _starve(args: argparse.Namespace, policy: str, model: Path, waiting: i
             waiting=waiting,
             ahead=args.ahead,
             longs=args.longs,
+            seed=args.seed,
+        )
+
+
+async def _burst(args: argparse.Namespace, policy: str, model: Path, waiting: int, running: int) -> Burst:
+    from prebled.bench.queue_burst import burst
+
+    async with _engine(args, policy, model, running) as (engine, capacity):
+        return await burst(
+            engine,
+            capacity,
+            policy=policy,
+            families=args.families,
+            copies=args.copies,
+            prefix_tokens=args.prompt_tokens,
             seed=args.seed,
         )
 
@@ -157,5 +183,18 @@ def _print_starvation(starvations: list[Starvation]) -> None:
         for number, (before, younger, bound, ttft_s) in enumerate(
             zip(one.shorts_before, one.overtaken_by, one.bound, one.long_ttft_s, strict=True)
         )
+    ]
+    write_table(header, rows)
+
+
+def _print_bursts(bursts: list[Burst]) -> None:
+    header = ("policy", "prompts", "tokens", "prefilled", "at least", "mean TTFT s", "last TTFT s")
+    rows = [
+        (
+            *(one.policy, one.prompts, one.prompt_tokens, one.prefilled_tokens, one.least_tokens),
+            one.ttft_s,
+            one.last_ttft_s,
+        )
+        for one in bursts
     ]
     write_table(header, rows)

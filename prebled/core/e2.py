@@ -2,18 +2,20 @@
 
 The worker with the least cost takes the request, all that can hold it being asked:
 
-    cost(w) = wait(w) + p(w) + (base + backlog * mean_wait) / (1 + sharing * k) * r(w) + decode * D(w) * p(w)
+    cost(w) = wait(w) + p(w) + (base + backlog * mean_wait) / (1 + sharing * k) * r(w)
+              + decode * D(w) * p(w) + work * d(w)
 
 wait: prefill seconds queued or running on w, as of now; p: prefill seconds of the request's uncached tokens there,
 prefixes in flight counting as cached; r: the same tokens' seconds on a worker of median speed; mean_wait: the mean of
-wait; D: sequences that decode on w; k: requests in flight on the best holder that share at least half of what matched
-there. The weights are settings (`CoreSettings.e2_*`).
+wait; D: sequences that decode on w; d: seconds of decode still to do there; k: requests in flight on the best holder
+that share at least half of what matched there. The weights are settings (`CoreSettings.e2_*`).
 
 A second of recomputation delays everyone who comes later, not only this request, so it is priced at about three; more
 when all workers are behind (stick to the caches), less for a prefix that many ask for at once (copy it). What is priced
 so is the work that a cache would save, the same wherever it is done: a slow worker is not to be avoided more than its
 slowness costs (with p in place of r, requests would queue for the fast one while it stands idle). A prefill also slows
-the sequences that decode beside it. docs/decisions/0006 says what of Preble's E2 (section 3.2) this replaces.
+the sequences that decode beside it, and its own output will share their steps for as long as they go on.
+docs/decisions/0006 says what of Preble's E2 (section 3.2) this replaces.
 
 In the reasons a placement is called exploit if the chosen worker holds more of the prompt than it misses (the paper's
 test, on the worker that was chosen), explore otherwise. Where the best holder of more than half of the prompt was left
@@ -25,6 +27,7 @@ from __future__ import annotations
 
 from prebled.core.decisions import Mode
 from prebled.core.e2_terms import Terms, costs, terms_of
+from prebled.core.load import DECODE
 from prebled.core.sight import TIE_S, Choice, Sight, least, lowest
 from prebled.settings import CoreSettings
 
@@ -39,6 +42,7 @@ class E2:
         self._backlog = settings.e2_backlog_price
         self._sharing = settings.e2_sharing
         self._decode = settings.e2_decode
+        self._work = settings.e2_decode_work
 
     def choose(self, sight: Sight) -> Choice:
         """See `Policy`."""
@@ -49,7 +53,7 @@ class E2:
             sharers = sight.sharing.count(sight.slots.item(best), sight.hashes, most // sight.block_tokens)
         dearness = self._base + self._backlog * seen.sum_wait_s / len(sight.ids)
         shared = dearness / (1 + self._sharing * sharers)
-        plain_s, total_s = costs(seen, sight, shared, self._decode)
+        plain_s, total_s = costs(seen, sight, shared, self._decode, self._work)
         chosen = least(total_s, last_booked)
         chosen_tokens = int(cached_tokens.item(chosen))
         mode: Mode = "exploit" if 2 * chosen_tokens > sight.prompt_tokens else "explore"
@@ -73,6 +77,7 @@ class E2:
             )
         longer_s = seen.wait_s[best] - seen.wait_s[chosen]
         slower_s = self._decode * (decoding[best] * seen.prefill_s[best] - decoding[chosen] * seen.prefill_s[chosen])
+        slower_s += self._work * (sight.loads[DECODE][best] - sight.loads[DECODE][chosen])
         if longer_s >= slower_s:
             return f"rebalanced: {ids[best]} holds {more} more tokens, but its queue is {longer_s:.3g} s longer"
         return (

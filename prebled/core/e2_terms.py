@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from prebled.core.cost import prefill_seconds
-from prebled.core.load import BEHIND, PREFILL_HALF_CONTEXT, PREFILL_TOKEN, SPEED, UNTIL
+from prebled.core.load import BEHIND, DECODE, PREFILL_HALF_CONTEXT, PREFILL_TOKEN, SPEED, UNTIL
 from prebled.core.sight import FEW, Indices, Sight, Vector
 
 
@@ -66,17 +66,18 @@ def few_terms(sight: Sight) -> Terms:
     return Terms(wait_s, prefill_s, recomputed_s, math.fsum(wait_s), int(most), holders)
 
 
-def costs(terms: Terms, sight: Sight, dearness: float, decode: float) -> tuple[Vector, Vector]:
+def costs(terms: Terms, sight: Sight, dearness: float, decode: float, work: float) -> tuple[Vector, Vector]:
     """For each candidate: what it costs but for the sequences that decode there, and with them. `dearness`: of a second
-    of recomputation, beyond that second; `decode`: of one more that each of the sequences is slowed by."""
+    of recomputation, beyond that second; `decode`: of one more that each of the sequences is slowed by; `work`: of a
+    second of decode that is still to do."""
     wait_s, prefill_s, recomputed_s = terms.wait_s, terms.prefill_s, terms.recomputed_s
     if not isinstance(wait_s, list):
         plain = wait_s + prefill_s + dearness * np.asarray(recomputed_s)
-        return plain, plain + decode * sight.decoding * prefill_s
+        return plain, plain + decode * sight.decoding * prefill_s + work * sight.loads[DECODE]
     plain_s, total_s = [], []
-    for wait, prefill, recomputed, decoding in zip(
-        wait_s, prefill_s, recomputed_s, sight.decoding.tolist(), strict=True
+    for wait, prefill, recomputed, decoding, decode_s in zip(
+        wait_s, prefill_s, recomputed_s, sight.decoding.tolist(), sight.loads[DECODE].tolist(), strict=True
     ):
         plain_s.append(own_s := wait + prefill + dearness * recomputed)
-        total_s.append(own_s + decode * decoding * prefill)
+        total_s.append(own_s + decode * decoding * prefill + work * decode_s)
     return plain_s, total_s

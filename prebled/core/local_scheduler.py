@@ -4,10 +4,10 @@ Group g of P holds the requests whose cached share lies in [g/P, (g+1)/P); with 
 group 6. Slots are given in proportion to g + 1 (10 + 9 + ... + 1 = 55 per round with ten groups), first come first
 served within a group. The share is told anew whenever it is known, so a request moves up when its prefix is computed.
 
-Rule it keeps: no starvation. Of any `patience` + 1 slots in a row one goes to the request that is then the oldest, so
-a request with k older ones beside it is taken within (k + 1) * (`patience` + 1) slots, whatever arrives and however
-shares change. It does not know time, batches or memory: which requests were taken it is told, or sees from their
-absence.
+Rule it keeps: no starvation. If requests are taken in the order that it gives, of any `patience` + 1 slots in a row
+one goes to the request that is then the oldest, so a request with k older ones beside it is taken within (k + 1) *
+(`patience` + 1) slots, whatever arrives and however shares change. It does not know time, batches or memory: which
+requests were taken it is told, or sees from their absence.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from prebled.bench.queue_burst import Burst, burst
 from prebled.bench.queue_cost import measure_cost
 from prebled.bench.queue_starvation import Starvation, starve
 from prebled.core.types import RunId
@@ -124,6 +125,21 @@ async def test_a_stream_is_kept_up_until_its_end() -> None:
     assert report.shorts == 50
 
 
+async def test_a_burst_is_counted_in_tokens() -> None:
+    """The scripted engine caches nothing."""
+    report = await burst(
+        ScriptedEngine(),  # type: ignore[arg-type]
+        CAPACITY,
+        policy="groups",
+        families=3,
+        copies=4,
+        prefix_tokens=130,
+        tail_tokens=10,
+    )
+    assert report == Burst("groups", 12, 12 * 140, 12 * 140, 12 * 140 - 3 * 3 * 128, report.ttft_s, report.last_ttft_s)
+    assert 0 <= report.ttft_s <= report.last_ttft_s
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -132,6 +148,7 @@ async def test_a_stream_is_kept_up_until_its_end() -> None:
         (("--starvation", "--ahead", "40"), "--ahead 40, --waiting 32, --shorts 300"),
         (("--starvation", "--waiting", "400"), "--waiting 400, --shorts 300"),
         (("--starvation", "--ahead", "-1"), "--ahead -1"),
+        (("--starvation", "--burst"), "not allowed with"),
     ],
 )
 def test_odd_arguments_are_refused(arguments: tuple[str, ...], named: str) -> None:

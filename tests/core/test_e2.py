@@ -70,6 +70,14 @@ def test_sequences_that_decode_make_prefill_dearer() -> None:
     assert held.adjusted == ("steered: w0 holds 100 more tokens, but 60 sequences decode there, 0 on w1",)
 
 
+def test_decode_that_is_still_to_do_is_kept_away_from() -> None:
+    seen = sight([0, 0], prompt=100, wait_s=[0.0, 0.1], decode_s=[9.0, 3.0])
+    assert E2(CoreSettings(e2_decode_work=0.0)).choose(seen).chosen == 0
+    choice = E2(CoreSettings(e2_decode_work=0.05)).choose(seen)
+    assert (choice.chosen, choice.total_s[0] - choice.total_s[1]) == (1, pytest.approx(0.05 * 6 - 0.1))
+    assert choice.adjusted[0].startswith("steered: w0 would cost 0.1 s less")
+
+
 def test_the_prefill_in_progress_shrinks_with_time() -> None:
     rows = {"wait_s": [1.0, 1.8], "until": [12.0, 0.0]}
     assert POLICY.choose(sight([0, 0], now=10.0, **rows)).load_s == [2.0, 1.8]

@@ -47,6 +47,8 @@ def test_exact_repeat_and_strict_prefix_exploit() -> None:
     place(subject, arrived("elsewhere", tokens((9, 64))))
     repeat = place(subject, arrived("again", prompt)).placement
     assert (repeat.mode, repeat.worker_id, repeat.matched_tokens) == ("exploit", "w0", 576)
+    for request_id in ("long", "again"):  # whose prompt is computed, and no longer waited for
+        subject.handle(FirstToken(RequestId(request_id), 0), 1.0)
     prefix = place(subject, arrived("prefix", prompt[: 4 * 300])).placement
     assert (prefix.mode, prefix.worker_id, prefix.matched_tokens) == ("exploit", "w0", 256)
 

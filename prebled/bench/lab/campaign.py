@@ -11,12 +11,16 @@ from prebled.bench.lab.cases import Case
 from prebled.bench.lab.runs import Crew, Outcome, Run, Setup
 from prebled.bench.lab.search import highest
 from prebled.core.policies import POLICIES
+from prebled.errors import SettingsError
 
 LOADS = (0.5, 0.8, 1.0)
 """Shares of the best policy's capacity."""
 
 PRECISION = 0.03
 """Of capacities and goodputs."""
+
+GOODPUT_STRIDES = 9
+"""A goodput below 1/26 of the capacity counts as none: prompts that take longer than its limits at any rate."""
 
 ROUND_ROBIN = "round-robin"
 OURS = "e2"
@@ -76,7 +80,9 @@ class Cell(msgspec.Struct, frozen=True):
 
 class CellResult(msgspec.Struct, frozen=True):
     """`capacity` and `goodput`: requests a second by policy. `grid`: by load, then policy. `at_round_robin`: round
-    robin and ours at 95 % of round robin's capacity. `parts`: the ablations at 80 % of the best capacity, by label."""
+    robin and ours at 95 % of round robin's capacity, empty where that is not known. `curves`: by policy, all rates that
+    were tried for its capacity and goodput, upwards; empty where another seed's are used. `parts`: the ablations at
+    80 % of the best capacity, by label; empty but for one seed and worker count."""
 
     cell: Cell
     capacity: dict[str, float]
@@ -88,8 +94,8 @@ class CellResult(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """`limit`: requests of a case, None for all. `searches`: seeds whose capacities are searched for; the other seeds
-    use the capacities of the first one. `parts_on`: worker count on which the ablations are run."""
+    """`limit`: requests of a case, None for all. `seeds`: capacities are searched for with the first one and used for
+    the others. `parts_on`: worker count on which the ablations are run."""
 
     workers: tuple[int, ...] = (4, 8)
     seeds: tuple[int, ...] = (0,)
@@ -102,8 +108,14 @@ class Plan(msgspec.Struct, frozen=True):
 def run_campaign(crew: Crew, cases: Sequence[Case], plan: Plan) -> list[CellResult]:
     """All cells. Whatever is known already is not run again."""
     bases = [Cell(case, workers, plan.seeds[0]) for case, workers in product(cases, plan.workers)]
-    searches = [(cell, policy) for cell in bases for policy in plan.policies]
-    found = dict(zip(searches, crew.map(lambda search: _limits(crew, plan, *search), searches), strict=True))
+    ours = crew.map(lambda cell: _limits(crew, plan, cell, OURS, cell.workers / 4), bases)
+    found = {(cell, OURS): limits for cell, limits in zip(bases, ours, strict=True)}
+    searches = [(cell, policy) for cell in bases for policy in plan.policies if policy != OURS]
+    # The others' limits are looked for around ours, which saves strides.
+    theirs = crew.map(
+        lambda search: _limits(crew, plan, *search, found[search[0], OURS].capacity or search[0].workers / 4), searches
+    )
+    found |= dict(zip(searches, theirs, strict=True))
     cells = [Cell(case, workers, seed) for case, workers, seed in product(cases, plan.workers, plan.seeds)]
     return crew.map(lambda cell: _cell(crew, plan, cell, found, bases), cells)
 
@@ -116,7 +128,7 @@ class _Limits(msgspec.Struct, frozen=True):
     tried: list[Outcome]
 
 
-def _limits(crew: Crew, plan: Plan, cell: Cell, policy: str) -> _Limits:
+def _limits(crew: Crew, plan: Plan, cell: Cell, policy: str, guess: float) -> _Limits:
     tried: dict[float, Outcome] = {}
 
     def at(scale: float) -> Outcome:
@@ -124,13 +136,11 @@ def _limits(crew: Crew, plan: Plan, cell: Cell, policy: str) -> _Limits:
         tried[scale] = outcome
         return outcome
 
-    capacity = highest(lambda scale: at(scale).is_stable, _guess(cell), precision=PRECISION)
-    goodput = highest(lambda scale: at(scale).is_good, capacity or _guess(cell), precision=PRECISION)
+    capacity = highest(lambda scale: at(scale).is_stable, guess, precision=PRECISION)
+    goodput = highest(
+        lambda scale: at(scale).is_good, capacity or guess, precision=PRECISION, most_strides=GOODPUT_STRIDES
+    )
     return _Limits(capacity, goodput, [tried[scale] for scale in sorted(tried)])
-
-
-def _guess(cell: Cell) -> float:
-    return float(cell.workers) / 4
 
 
 def _cell(
@@ -139,6 +149,12 @@ def _cell(
     base = next(base for base in bases if (base.case, base.workers) == (cell.case, cell.workers))
     limits = {policy: found[base, policy] for policy in plan.policies}
     best = max(limit.capacity for limit in limits.values())
+    if not best:
+        raise SettingsError(
+            f"case {cell.case.name!r}: no policy keeps up with it at any rate tried, with {cell.workers} workers and "
+            f"{plan.limit or 'all'} requests",
+            param="limit",
+        )
 
     def at(setup: Setup, scale: float) -> Outcome:
         return crew.run(Run(cell.case, setup, cell.workers, cell.seed, scale, plan.limit))

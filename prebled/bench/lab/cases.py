@@ -73,10 +73,10 @@ _GENERATED = (
 )
 
 HELD_OUT = (
-    Case("gen-toolbench-zipf0.8", "workload:toolbench?zipf=0.8", is_held_out=True),
-    Case("gen-embodied-bursts", "workload:embodied?arrivals=azure", is_held_out=True),
-    Case("gen-loogle-zipf1.3", "workload:loogle?zipf=1.3", is_held_out=True),
-    Case("gen-mixed", "workload:toolbench*2+loogle+programming", is_held_out=True),
+    Case("gen-toolbench", "workload:toolbench?zipf=1.0&groups=300", is_held_out=True),
+    Case("gen-loogle", "workload:loogle?zipf=0.7", is_held_out=True),
+    Case("gen-bursts", "workload:videoqa+toolbench*2?arrivals=azure", is_held_out=True),
+    Case("gen-mixed", "workload:programming+embodied*3+toolbench", is_held_out=True),
 )
 """Generated with parameters that no constant was chosen on."""
 

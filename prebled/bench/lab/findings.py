@@ -16,6 +16,7 @@ LEVEL = 1.02
 """Within this factor of the best counts as best."""
 
 WORST = 1.10
+"""Beyond this factor of the best counts as a loss."""
 
 
 class Standing(msgspec.Struct, frozen=True):

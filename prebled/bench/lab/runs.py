@@ -1,13 +1,15 @@
 """Replays of the lab, in as many processes as there are cores, each outcome written down as soon as it is there.
 
-An outcome depends on the run and on the code that made it, on nothing else; it is kept under both, so a lab that was
-interrupted goes on where it stopped, and a changed scheduler starts anew.
+An outcome depends on the run and on the code that made it (and on the file of its trace, which is taken not to
+change); it is kept under both, so a lab that was interrupted goes on where it stopped, and a changed scheduler starts
+anew. Only the times of its decisions and of the whole depend on the machine.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import signal
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import lru_cache
@@ -20,7 +22,7 @@ import msgspec
 
 import prebled
 from prebled.bench.lab.cases import Case
-from prebled.bench.replay import ReplaySettings, replay
+from prebled.bench.replay import ReplayResult, ReplaySettings, replay
 from prebled.bench.trace import Trace
 from prebled.settings import CoreSettings
 
@@ -30,6 +32,11 @@ Result = TypeVar("Result")
 TTFT_LIMIT_S = 5.0
 TPOT_LIMIT_S = 0.2
 """Goodput counts requests within both."""
+
+_DECIDING = (
+    *("core/*.py", "worker/sim_*.py", "settings.py"),
+    *("bench/replay*.py", "bench/trace*.py", "bench/generators*.py"),
+)
 
 
 class Setup(msgspec.Struct, frozen=True):
@@ -55,7 +62,8 @@ class Run(msgspec.Struct, frozen=True):
 
 class Outcome(msgspec.Struct, frozen=True):
     """What came of a run. Times in seconds; `rate`: requests that arrive in a second; `span_s`: from the first arrival
-    to the last; `in_time`: share of the requests within the limits of goodput."""
+    to the last (in a closed loop, where arrivals follow ends: of the whole replay); `in_time`: share of the requests
+    within the limits of goodput, 0.0 where any was refused."""
 
     key: str
     case: str
@@ -113,12 +121,6 @@ def carry_out(run: Run) -> Outcome:
     span_s = (max(request.arrival_s for request in trace.requests) - first_s) / run.rate_scale
     if trace.is_closed_loop:
         span_s = report.sim_seconds
-    tpots = iter(result.tpot_s)
-    outputs = (request.output_tokens for request in trace.requests)
-    late = sum(
-        ttft_s > TTFT_LIMIT_S or (output_tokens > 1 and next(tpots, 0.0) > TPOT_LIMIT_S)
-        for ttft_s, output_tokens in zip(result.ttft_s, outputs, strict=False)
-    )
     return Outcome(
         key=key_of(run),
         case=run.case.name,
@@ -134,13 +136,23 @@ def carry_out(run: Run) -> Outcome:
         ttft_p99=report.ttft_s.p99,
         e2e_mean=report.e2e_s.mean,
         e2e_p99=report.e2e_s.p99,
-        in_time=1 - late / report.requests,
+        in_time=0.0 if report.failed else _share_in_time(trace, result),
         hit_ratio=report.hit_ratio,
         imbalance=report.uncached_max_over_mean,
         decide_p50_us=report.decide_us.p50,
         decide_p99_us=report.decide_us.p99,
         wall_s=report.wall_seconds,
     )
+
+
+def _share_in_time(trace: Trace, result: ReplayResult) -> float:
+    """Of a replay in which every request was completed."""
+    tpots = iter(result.tpot_s)
+    late = 0
+    for request, ttft_s in zip(trace.requests, result.ttft_s, strict=True):
+        tpot_s = next(tpots) if request.output_tokens > 1 else 0.0
+        late += ttft_s > TTFT_LIMIT_S or tpot_s > TPOT_LIMIT_S
+    return 1 - late / len(trace.requests)
 
 
 def key_of(run: Run) -> str:
@@ -152,7 +164,7 @@ def fingerprint() -> str:
     """Names the code that decides outcomes."""
     root = Path(prebled.__file__).parent
     digest = hashlib.sha256()
-    for pattern in ("core/*.py", "worker/sim_*.py", "bench/replay*.py", "bench/trace*.py", "bench/generators*.py"):
+    for pattern in _DECIDING:
         for path in sorted(root.glob(pattern)):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
@@ -165,13 +177,15 @@ class Notebook:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / f"{fingerprint()}.jsonl"
         self._outcomes: dict[str, Outcome] = {}
-        if self._path.is_file():
-            for line in self._path.read_bytes().splitlines():
-                try:
-                    outcome = msgspec.json.decode(line, type=Outcome)
-                except msgspec.DecodeError:
-                    continue  # the line that was being written when the lab was killed
-                self._outcomes[outcome.key] = outcome
+        content = self._path.read_bytes() if self._path.is_file() else b""
+        for line in content.splitlines():
+            try:
+                outcome = msgspec.json.decode(line, type=Outcome)
+            except msgspec.DecodeError:
+                continue  # the line that was being written when the lab was killed
+            self._outcomes[outcome.key] = outcome
+        if content and not content.endswith(b"\n"):
+            self._append(b"\n")
 
     def get(self, run: Run) -> Outcome | None:
         """The outcome of a run that was carried out before."""
@@ -180,8 +194,20 @@ class Notebook:
     def add(self, outcome: Outcome) -> None:
         """Remember."""
         self._outcomes[outcome.key] = outcome
+        self._append(msgspec.json.encode(outcome) + b"\n")
+
+    def _append(self, line: bytes) -> None:
         with self._path.open("ab") as file:
-            file.write(msgspec.json.encode(outcome) + b"\n")
+            file.write(line)
+
+
+class Stopped(Exception):
+    """The crew carries out no more runs."""
+
+
+def _leave_signals() -> None:
+    """A terminal's Ctrl-C comes to all its processes; the one that started these sees to them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class Crew:
@@ -193,18 +219,21 @@ class Crew:
         self._processes = processes or os.cpu_count() or 1
         self._progress = progress
         self._lock = Lock()
+        self._is_stopped = False
 
     def __enter__(self) -> Crew:
         # Fresh processes: they share nothing with this one, whatever it has open.
-        self._pool = ProcessPoolExecutor(self._processes, mp_context=get_context("spawn"))
+        self._pool = ProcessPoolExecutor(self._processes, get_context("spawn"), _leave_signals)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
     def run(self, run: Run) -> Outcome:
-        """The outcome of a run, from the notebook if it is there."""
+        """The outcome of a run, from the notebook if it is there. Raises Stopped once a `map` was broken off."""
         with self._lock:
+            if self._is_stopped:
+                raise Stopped
             known = self._notebook.get(run)
         if known is not None:
             return known
@@ -215,12 +244,14 @@ class Crew:
         return outcome
 
     def map(self, ask: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-        """`ask` of each item, as many at once as there are processes; the results in order."""
+        """`ask` of each item, as many at once as there are processes; the results in order. Ends early, after the runs
+        under way, with the first exception of `ask` in that order, or with this thread's own (Ctrl-C)."""
         with ThreadPoolExecutor(self._processes) as threads:
             futures = [threads.submit(ask, item) for item in items]
             try:
                 return [future.result() for future in futures]
             except BaseException:
+                self._is_stopped = True
                 for future in futures:
                     future.cancel()
                 raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from statistics import median
 
 from prebled.bench.lab import findings
 from prebled.bench.lab.campaign import OURS, CellResult, Plan, own_parts, paper_parts
@@ -23,14 +24,20 @@ def page(results: Sequence[CellResult], plan: Plan, command: str, machine: str) 
         "## In short\n\n" + _short(results),
         "## Capacity, requests/s\n\n" + _limits(results, "capacity"),
         "## Goodput, requests/s\n\nThe highest rate at which 99 % of the requests have a TTFT of at most 5 s and at"
-        " most 200 ms per further token.\n\n" + _limits(results, "goodput"),
-        "## Round robin over e2\n\nAt 95 % of round robin's own capacity; the spread is over seeds.\n\n"
-        + _factors(results),
+        " most 200 ms per further token; 0: not even at a twentieth of the policy's capacity. A goodput"
+        " above the capacity is that of a cut too short for a queue of 5 s, not of a lasting load.\n\n"
+        + _limits(results, "goodput"),
+        "## Round robin over e2\n\nAt 95 % of round robin's own capacity; of several seeds the median, and the"
+        " range.\n\n" + _factors(results),
         "## Every policy over e2\n\nGeometric means over cases and seeds; above 1: slower than e2.\n\n"
         + _grid(results),
         "## Where e2 is more than 10 % behind the best\n\n" + _losses(results),
-        "## The parts, one by one\n\nMean E2E at 80 % of the best capacity, seconds. First the paper's E2, each part "
-        "added to those before it; then `e2` with one term taken out.\n\n" + _parts(results),
+        "## The parts, one by one\n\nMean E2E at 80 % of the best capacity, seconds. First the paper's E2, each part"
+        " added to those before it: where to exploit, and ties everywhere; the terms of its cost, L (load within the"
+        " window), M (what would be evicted) and P (prefill); its adjustments; and the local priority groups, fcfs"
+        " until then. Then `e2` with one thing taken out: its price on recomputing what another worker holds, the part"
+        " of that price that grows with the backlog, the discount for prefixes that many in flight share, the cost to"
+        " those that decode, and the local priority groups.\n\n" + _parts(results),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -39,11 +46,12 @@ def _short(results: Sequence[CellResult]) -> str:
     found = findings.standings(results)
     tuned = [standing for standing in found if not standing.is_held_out]
     held_out = [standing for standing in found if standing.is_held_out]
+    split = f" (tuned on: {_share_best(tuned)}; held out: {_share_best(held_out)})" if tuned and held_out else ""
     lines = [
-        f"- Capacity of e2 over the best rival: {_capacity_gain(results):.3f}x (geometric mean).",
-        f"- e2 is best, or within 2 %, in {findings.share_best(found):.1%} of {len(found)} comparisons"
-        f" (tuned on: {findings.share_best(tuned):.1%} of {len(tuned)}; held out: {findings.share_best(held_out):.1%}"
-        f" of {len(held_out)}); more than 10 % behind in {sum(s.ratio > findings.WORST for s in found)}.",
+        f"- Capacity of e2 over the best rival: {_gain(results, 'capacity'):.3f}x (geometric mean).",
+        f"- e2 is best, or within 2 % of the best, in {_share_best(found, ' comparisons')}{split};"
+        f" more than 10 % behind in {sum(standing.ratio > findings.WORST for standing in found)}."
+        " A comparison: one case, worker count, seed, load and latency (mean or p99, TTFT or E2E).",
     ]
     low = findings.against_round_robin(results)
     if low:
@@ -60,8 +68,13 @@ def _short(results: Sequence[CellResult]) -> str:
     return "\n".join(lines)
 
 
-def _capacity_gain(results: Sequence[CellResult]) -> float:
-    return findings.geometric_mean(findings.over_best_rival(result.capacity) for result in findings.bases(results))
+def _share_best(found: Sequence[findings.Standing], of_what: str = "") -> str:
+    return f"{findings.share_best(found):.1%} of {len(found)}{of_what}"
+
+
+def _gain(results: Sequence[CellResult], name: str) -> float:
+    bases = findings.bases(results)
+    return findings.geometric_mean(findings.over_best_rival(getattr(result, name)) for result in bases)
 
 
 def _limits(results: Sequence[CellResult], name: str) -> str:
@@ -70,16 +83,20 @@ def _limits(results: Sequence[CellResult], name: str) -> str:
     rows = []
     for result in bases:
         limits: dict[str, float] = getattr(result, name)
-        cells = [f"{limits[policy]:.3g}" for policy in policies]
-        rows.append([*_place(result), *cells, f"{findings.over_best_rival(limits):.2f}"])
-    gain = findings.geometric_mean(findings.over_best_rival(getattr(result, name)) for result in bases)
-    rows.append(["geometric mean", "", *("" for _ in policies), f"{gain:.2f}"])
-    return _table(["case", "workers", *policies, "e2 / best rival"], rows)
+        cells = [f"{float(f'{limits[policy]:.3g}'):g}" for policy in policies]  # 1460, not 1.46e+03
+        rows.append([*_place(result), *cells, _times(findings.over_best_rival(limits))])
+    rows.append(["geometric mean", "", *("" for _ in policies), f"{_gain(results, name):.2f}"])
+    return table(["case", "workers", *policies, "e2 / best rival"], rows)
+
+
+def _times(factor: float) -> str:
+    """Nothing where there is none to compare with."""
+    return f"{factor:.2f}" if 0 < factor < float("inf") else ""
 
 
 def _factors(results: Sequence[CellResult]) -> str:
     rows = [[factor.case, factor.workers, *_spreads(factor)] for factor in findings.factors(results)]
-    return _table(["case", "workers", "mean E2E", "p99 E2E"], rows)
+    return table(["case", "workers", "mean E2E", "p99 E2E"], rows)
 
 
 def _spreads(factor: findings.Factor) -> list[str]:
@@ -87,10 +104,9 @@ def _spreads(factor: findings.Factor) -> list[str]:
 
 
 def _spread(values: Sequence[float]) -> str:
-    middle = sorted(values)[len(values) // 2]
     if len(values) == 1:
-        return f"{middle:.2f}"
-    return f"{middle:.2f} ({min(values):.2f} to {max(values):.2f})"
+        return f"{values[0]:.2f}"
+    return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 def _grid(results: Sequence[CellResult]) -> str:
@@ -107,7 +123,7 @@ def _grid(results: Sequence[CellResult]) -> str:
                 for policy in policies
             ]
             rows.append([f"{load:.0%}", metric.replace("_", " "), *(f"{mean:.2f}" for mean in means)])
-    return _table(["load", "metric", *policies], rows)
+    return table(["load", "metric", *policies], rows)
 
 
 def _losses(results: Sequence[CellResult]) -> str:
@@ -120,7 +136,7 @@ def _losses(results: Sequence[CellResult]) -> str:
         for s in lost[:SHOWN_LOSSES]
     ]
     more = f"\n\n{len(lost) - SHOWN_LOSSES} more." if len(lost) > SHOWN_LOSSES else ""
-    return _table(["case", "workers", "seed", "load", "metric", "best", "e2 / best"], rows) + more
+    return table(["case", "workers", "seed", "load", "metric", "best", "e2 / best"], rows) + more
 
 
 def _parts(results: Sequence[CellResult]) -> str:
@@ -131,7 +147,7 @@ def _parts(results: Sequence[CellResult]) -> str:
         rows = [
             [result.cell.case.name, *(f"{result.parts[label].e2e_mean:.3g}" for label in labels)] for result in measured
         ]
-        tables.append(_table(["case", *labels], rows))
+        tables.append(table(["case", *labels], rows))
     return "\n\n".join(tables)
 
 
@@ -139,7 +155,8 @@ def _place(result: CellResult) -> list[object]:
     return [result.cell.case.name, result.cell.workers]
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """In Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 

@@ -1,0 +1,314 @@
+"""The lab's parts: the search for limits, the notebook, what a run comes to, and what outcomes mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from lab_outcomes import outcome, result
+
+from prebled.bench.lab import findings, runs, tables
+from prebled.bench.lab.campaign import Plan, own_parts, paper_parts
+from prebled.bench.lab.cases import Case, cases
+from prebled.bench.lab.runs import Crew, Notebook, Run, Setup, carry_out, fingerprint, key_of
+from prebled.bench.lab.search import MOST_STRIDES, STRIDE, highest
+from prebled.bench.replay import ReplayResult, replay
+from prebled.errors import SettingsError
+
+E2 = Setup("e2", "e2")
+TINY = Case("tiny", "workload:toolbench")
+
+
+def tiny(setup: Setup = E2, **changes: object) -> Run:
+    return msgspec.structs.replace(Run(TINY, setup, 2, 0, 1.0, 30), **changes)
+
+
+class Limit:
+    """Holds up to a limit, and remembers what was asked."""
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+        self.asked: list[float] = []
+
+    def __call__(self, rate: float) -> bool:
+        self.asked.append(rate)
+        return rate <= self.limit
+
+
+# --- the search ---
+
+
+@pytest.mark.parametrize("limit", [0.013, 0.7, 1.0, 1.01, 4.0, 900.0])
+def test_the_limit_is_found_from_far_below_and_far_above(limit: float) -> None:
+    holds = Limit(limit)
+    found = highest(holds, 1.0, precision=0.03)
+    assert found <= limit < found * 1.03
+    assert found in holds.asked
+    assert len(holds.asked) == len(set(holds.asked))
+
+
+def test_what_holds_nowhere_has_no_limit() -> None:
+    holds = Limit(0.0)
+    assert highest(holds, 3.0, precision=0.03) == 0.0
+    assert holds.asked[0] == 3.0
+    assert len(holds.asked) == MOST_STRIDES
+    few = Limit(0.0)
+    assert highest(few, 3.0, precision=0.03, most_strides=4) == 0.0
+    assert min(few.asked) == pytest.approx(3.0 / STRIDE**3)
+
+
+def test_what_holds_everywhere_is_followed_so_far_and_no_further() -> None:
+    assert highest(lambda rate: True, 2.0, precision=0.03, most_strides=4) == pytest.approx(2.0 * STRIDE**3)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_noisy_limit_is_found_within_its_noise(seed: int) -> None:
+    def holds(rate: float) -> bool:
+        if rate < 9.0 or rate > 11.0:
+            return rate < 9.0
+        return hash((seed, rate)) % 2 == 0  # hashes of numbers are the same in every process
+
+    found = highest(holds, 1.0, precision=0.03)
+    assert 9.0 / 1.03 < found <= 11.0
+    assert holds(found)
+
+
+# --- the notebook ---
+
+
+def test_a_notebook_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    first, second = tiny(), tiny(rate_scale=2.0)
+    notebook = Notebook(tmp_path)
+    assert notebook.get(first) is None
+    notebook.add(outcome(key=key_of(first), ttft=1.5))
+    notebook.add(outcome(key=key_of(second), ttft=2.5))
+    again = Notebook(tmp_path)
+    assert again.get(first) == outcome(key=key_of(first), ttft=1.5)
+    assert again.get(second) == outcome(key=key_of(second), ttft=2.5)
+    assert again.get(tiny(seed=1)) is None
+
+
+def test_a_line_that_was_cut_short_is_carried_out_again(tmp_path: Path) -> None:
+    first, second = tiny(), tiny(rate_scale=2.0)
+    notebook = Notebook(tmp_path)
+    notebook.add(outcome(key=key_of(first)))
+    notebook.add(outcome(key=key_of(second)))
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-40])
+    cut = Notebook(tmp_path)
+    assert cut.get(first) is not None
+    assert cut.get(second) is None
+    cut.add(outcome(key=key_of(second)))
+    whole = Notebook(tmp_path)
+    assert (whole.get(first), whole.get(second)) == (outcome(key=key_of(first)), outcome(key=key_of(second)))
+
+
+def test_a_key_names_everything_that_a_run_depends_on() -> None:
+    others = [
+        tiny(case=msgspec.structs.replace(TINY, source="workload:loogle")),
+        tiny(case=msgspec.structs.replace(TINY, profile="llama-3-70b-h100")),
+        tiny(case=msgspec.structs.replace(TINY, kv_tokens=100_000)),
+        tiny(Setup("e2", "lmetric")),
+        tiny(Setup("e2", "e2", {"e2_sharing": 0.0})),
+        tiny(Setup("e2", "e2", {}, "fcfs")),
+        tiny(workers=3),
+        tiny(seed=1),
+        tiny(rate_scale=1.5),
+        tiny(limit=None),
+    ]
+    assert len({key_of(run) for run in [tiny(), tiny(), *others]}) == 1 + len(others)
+
+
+def test_outcomes_of_other_code_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Notebook(tmp_path).add(outcome(key=key_of(tiny())))
+    monkeypatch.setattr(runs, "fingerprint", lambda: "other")
+    assert Notebook(tmp_path).get(tiny()) is None
+
+
+def test_the_fingerprint_follows_the_code_that_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "prebled"
+    names = ["core/e2.py", "settings.py", "worker/sim_batch.py", "worker/link.py", "bench/replay.py", "bench/serve.py"]
+    for name in names:
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text("before")
+    monkeypatch.setattr(runs.prebled, "__file__", str(package / "__init__.py"))
+    before = fingerprint()
+    changed = []
+    for name in names:
+        (package / name).write_text("after")
+        if fingerprint() != before:
+            changed.append(name)
+        (package / name).write_text("before")
+    assert changed == ["core/e2.py", "settings.py", "worker/sim_batch.py", "bench/replay.py"]
+
+
+# --- runs ---
+
+
+def test_a_run_comes_to_an_outcome() -> None:
+    found = carry_out(tiny(rate_scale=2.0))
+    assert (found.case, found.label, found.workers, found.seed) == ("tiny", "e2", 2, 0)
+    assert (found.requests, found.failed, found.rate_scale) == (30, 0, 2.0)
+    assert found.rate * found.span_s == pytest.approx(30)
+    assert 0 < found.ttft_mean < found.e2e_mean
+    assert found.key == key_of(tiny(rate_scale=2.0))
+    again = carry_out(tiny(rate_scale=2.0))
+    timings = dict.fromkeys(("decide_p50_us", "decide_p99_us", "wall_s"), 0.0)
+    assert msgspec.structs.replace(again, **timings) == msgspec.structs.replace(found, **timings)
+
+
+def test_requests_are_in_time_by_both_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs = [request.output_tokens for request in runs.load(TINY, 0, 30).requests]
+    assert min(outputs) > 1
+    ttft_s, tpot_s = [1.0] * 30, [0.1] * 30
+    ttft_s[3] = ttft_s[4] = 5.1
+    tpot_s[4] = tpot_s[5] = 0.21
+    assert made(monkeypatch, ttft_s, tpot_s).in_time == pytest.approx(27 / 30)
+    assert not made(monkeypatch, ttft_s, tpot_s).is_good
+    assert made(monkeypatch, [5.0] * 30, [0.2] * 30).is_good
+
+
+def test_where_a_request_was_refused_nothing_is_stable_or_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = made(monkeypatch, [0.1] * 29, [0.1] * 29)
+    assert (found.failed, found.in_time) == (1, 0.0)
+    assert not found.is_stable
+    assert not found.is_good
+
+
+def made(monkeypatch: pytest.MonkeyPatch, ttft_s: list[float], tpot_s: list[float]) -> runs.Outcome:
+    """The outcome of a replay that took these times, and refused as many as are missing."""
+
+    def timed(*args: Any, **options: Any) -> ReplayResult:
+        result = replay(*args, **options)
+        report = msgspec.structs.replace(result.report, completed=len(ttft_s), failed=30 - len(ttft_s))
+        return msgspec.structs.replace(result, report=report, ttft_s=ttft_s, tpot_s=tpot_s)
+
+    monkeypatch.setattr(runs, "replay", timed)
+    return carry_out(tiny())
+
+
+def test_a_load_is_stable_below_ten_seconds_and_a_share_of_the_span() -> None:
+    assert outcome(ttft=9.9, span_s=1000.0).is_stable
+    assert not outcome(ttft=10.1, span_s=1000.0).is_stable
+    assert outcome(ttft=3.9, span_s=100.0).is_stable
+    assert not outcome(ttft=4.1, span_s=100.0).is_stable
+
+
+def test_a_crew_carries_out_what_is_not_known(tmp_path: Path) -> None:
+    told: list[str] = []
+    with Crew(Notebook(tmp_path), 1, lambda found: told.append(found.key)) as crew:
+        first = crew.run(tiny())
+        assert crew.run(tiny()) == first
+        with pytest.raises(SettingsError, match="policy 'nearest'"):
+            crew.map(crew.run, [tiny(Setup("nearest", "nearest"))])
+        with pytest.raises(runs.Stopped):
+            crew.run(tiny(seed=1))
+    assert told == [key_of(tiny())]
+    assert Notebook(tmp_path).get(tiny()) == first
+
+
+# --- cases ---
+
+
+def test_generated_cases_need_no_files_and_load() -> None:
+    for case in cases(None):
+        assert len(case.trace(seed=1, limit=5).requests) == 5
+
+
+def test_the_cases_of_a_folder_are_its_known_files(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="holds none of"):
+        cases(tmp_path)
+    (tmp_path / "mooncake_synthetic.jsonl.zst").touch()
+    recorded, *held_out = cases(tmp_path)
+    assert (recorded.name, recorded.profile, recorded.is_held_out) == ("synthetic", "llama-3-70b-h100", False)
+    assert held_out
+    assert all(case.is_held_out for case in held_out)
+    assert [case.name for case in cases(tmp_path, ["gen-mixed", "synthetic"])] == ["gen-mixed", "synthetic"]
+    with pytest.raises(SettingsError, match="case 'toolbench' is unknown; known are synthetic, "):
+        cases(tmp_path, ["toolbench"])
+
+
+# --- findings ---
+
+
+def test_standings_are_ratios_to_the_best() -> None:
+    at = {"e2": outcome(ttft=1.1, e2e=2.0), "lmetric": outcome(ttft=1.0, e2e=3.0), "round-robin": outcome(ttft=2.0)}
+    found = {standing.metric: standing for standing in findings.standings([result({0.5: at})])}
+    assert list(found) == ["ttft_mean", "ttft_p99", "e2e_mean", "e2e_p99"]
+    assert (found["ttft_mean"].best, found["ttft_mean"].ratio) == ("lmetric", pytest.approx(1.1))
+    assert (found["e2e_mean"].best, found["e2e_mean"].ratio) == ("e2", 1.0)  # of equals, ours
+    assert findings.share_best(found.values()) == 0.5
+    assert findings.share_best([]) == 0.0
+
+
+def test_within_two_percent_counts_as_best() -> None:
+    at = {"e2": outcome(ttft=1.019, e2e=1.03), "lmetric": outcome(ttft=1.0, e2e=1.0)}
+    assert findings.share_best(findings.standings([result({0.5: at})])) == 0.5
+
+
+def test_factors_are_kept_by_seed() -> None:
+    at = {"e2": outcome()}
+    results = [
+        result({0.5: at}, seed=seed, at_round_robin={"round-robin": outcome(e2e=3.0 * (seed + 1)), "e2": outcome()})
+        for seed in range(2)
+    ]
+    (factor,) = findings.factors([*results, result({0.5: at}, case="other")])
+    assert (factor.case, factor.workers, factor.e2e_mean, factor.e2e_p99) == ("made", 4, [1.5, 3.0], [1.5, 3.0])
+
+
+def test_round_robin_is_compared_at_the_lowest_load() -> None:
+    low = {"e2": outcome(ttft=0.9), "round-robin": outcome(ttft=1.0)}
+    high = {"e2": outcome(ttft=5.0), "round-robin": outcome(ttft=1.0)}
+    found = {metric: ratio for _, metric, ratio in findings.against_round_robin([result({0.8: high, 0.5: low})])}
+    assert found["ttft_mean"] == pytest.approx(0.9)
+    assert findings.against_round_robin([result({0.5: {"e2": outcome()}})]) == []
+
+
+def test_limits_are_compared_with_the_best_rival() -> None:
+    assert findings.over_best_rival({"e2": 12.0, "dualmap": 10.0, "round-robin": 5.0}) == pytest.approx(1.2)
+    assert findings.over_best_rival({"e2": 12.0, "dualmap": 0.0}) == float("inf")
+
+
+def test_the_geometric_mean() -> None:
+    assert findings.geometric_mean([1.0, 4.0]) == pytest.approx(2.0)
+    assert findings.geometric_mean([2.0, float("inf"), 0.0]) == pytest.approx(2.0)
+    assert findings.geometric_mean([]) == 1.0
+
+
+def test_the_slowest_decision_is_ours() -> None:
+    at = {"e2": outcome(decide_p99_us=120.0, workers=8), "lmetric": outcome(decide_p99_us=500.0)}
+    slowest_us, where = findings.slowest_decision_us([result({0.5: at}), result({0.5: {"e2": outcome()}})])
+    assert (slowest_us, where.workers) == (120.0, 8)
+
+
+# --- the page ---
+
+
+def test_the_page_says_what_was_found() -> None:
+    parts = {setup.label: outcome(setup.label) for setup in (*paper_parts(), *own_parts())}
+    at = {"e2": outcome(ttft=1.2), "lmetric": outcome("lmetric", ttft=1.0, e2e=4.0), "round-robin": outcome(ttft=2.0)}
+    factors = {"round-robin": outcome(e2e=6.0), "e2": outcome()}
+    capacity = {"e2": 15.0, "lmetric": 10.0, "round-robin": 5.0}
+    results = [
+        result({0.5: at}, capacity=capacity, at_round_robin=factors, parts=parts),
+        result({0.5: at}, capacity=capacity, at_round_robin={"round-robin": outcome(e2e=8.0), "e2": outcome()}, seed=1),
+        result({0.5: at}, capacity=capacity, case="unseen", is_held_out=True),
+    ]
+    text = tables.page(results, Plan(seeds=(0, 1)), "prebled bench lab", "a machine")
+    assert "Made by `prebled bench lab` on a machine." in text
+    assert "Capacity of e2 over the best rival: 1.500x" in text
+    assert "in 50.0% of 12 comparisons (tuned on: 50.0% of 8; held out: 50.0% of 4)" in text
+    assert "more than 10 % behind in 6" in text
+    assert "| made | 4 | 15 | 10 | 5 | 1.50 |" in text
+    assert "| made | 4 | 3.50 (3.00 to 4.00) | 3.50 (3.00 to 4.00) |" in text
+    assert "| made | 4 | 0 | 50% | ttft mean | lmetric | 1.20 |" in text
+    assert "| 50% | ttft mean | 1.00 | 0.83 | 1.67 |" in text
+    assert "| case | exploit only | + L | + M | + P | + rebalance |" in text
+
+
+def test_a_page_without_losses_says_so() -> None:
+    text = tables.page([result({0.5: {"e2": outcome(), "lmetric": outcome(ttft=1.05)}})], Plan(), "", "")
+    assert "## Where e2 is more than 10 % behind the best\n\nNowhere." in text
+    assert "held out" not in text
