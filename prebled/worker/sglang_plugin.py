@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prebled.worker.sglang_gate import PageGate
 
 WORKER_VARIABLE = "PREBLED_WORKER"
 """Set to 1 in the environment of a worker's scheduler processes."""
@@ -34,25 +38,28 @@ def activate_platform() -> str | None:
 
 
 def register() -> None:
-    """Entry point of `sglang.srt.plugins`: measure the scheduler's steps, tell what its cache does, and order its queue
-    by groups if this worker is to."""
+    """Entry point of `sglang.srt.plugins`: measure the scheduler's steps, tell what its cache does, and, if this worker
+    is to, order its queue by groups and compute no page twice at once."""
     if os.environ.get(WORKER_VARIABLE) != "1":
         return
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     from prebled.worker.sglang_steps import METER
 
-    order = METER.around_order(_group_order() if os.environ.get(QUEUE_POLICY_VARIABLE) == GROUPS else None)
+    has_groups = os.environ.get(QUEUE_POLICY_VARIABLE) == GROUPS
     scheduler = "sglang.srt.managers.scheduler.Scheduler"
-    for target, hook in {
-        "sglang.srt.managers.schedule_policy.SchedulePolicy.calc_priority": order,
+    policy = "sglang.srt.managers.schedule_policy"
+    hooks = {
+        f"{policy}.SchedulePolicy.calc_priority": METER.around_order(_group_order() if has_groups else None),
         f"{scheduler}.process_batch_result": METER.around_results,
         f"{scheduler}.on_idle": METER.around_idle,
-    }.items():
+    }
+    if has_groups:
+        gate = _page_gate()
+        hooks[f"{policy}.PrefillAdder.add_one_req"] = gate.around_one
+        hooks[f"{policy}.PrefillAdder.add_chunked_req"] = gate.around_chunk
+    for target, hook in hooks.items():
         HookRegistry.register(target, hook, HookType.AROUND)
-    if os.environ.get(QUEUE_POLICY_VARIABLE) == GROUPS:
-        adder = "sglang.srt.managers.schedule_policy.PrefillAdder.add_one_req"
-        HookRegistry.register(adder, _page_gate(), HookType.AROUND)
     _publish_kv_events(scheduler)
 
 
@@ -76,9 +83,9 @@ def _group_order() -> Callable[..., None]:
     return GroupOrder(match_kv_cache)
 
 
-def _page_gate() -> Callable[..., object]:
+def _page_gate() -> PageGate:
     from sglang.srt.managers.schedule_policy import AddReqResult
 
     from prebled.worker.sglang_gate import PageGate
 
-    return PageGate(AddReqResult.OTHER)
+    return PageGate(AddReqResult.CONTINUE, AddReqResult.OTHER)

@@ -7,88 +7,14 @@ import os
 import random
 import subprocess
 import sys
-from array import array
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
+from fake_queue import PAGE, Policy, Req, calc_priority, match
 
 from prebled.worker import sglang_plugin
 from prebled.worker.sglang_matches import FOLLOWED, LAG, MOST_CHECKS, TOKENS_PER_CHECK
 from prebled.worker.sglang_queue import GroupOrder
-
-PAGE = 4
-
-
-@dataclass(eq=False)
-class Req:
-    """As much of SGLang's Req as the hook uses. `prompt`: a letter for each token."""
-
-    prompt: str
-    output_ids: array[int] = field(default_factory=lambda: array("q"))
-    extra_key: str | None = None
-    cache_salt: str | None = None
-    num_matched_prefix_tokens: int = 0
-
-    @property
-    def origin_input_ids(self) -> array[int]:
-        return array("q", map(ord, self.prompt))
-
-    @property
-    def seqlen(self) -> int:
-        return len(self.prompt) + len(self.output_ids)
-
-
-@dataclass
-class Policy:
-    """SchedulePolicy and its cache in one."""
-
-    cached: set[str] = field(default_factory=set)
-    matches_itself: bool = False
-    enable_priority_scheduling: bool = False
-    page_size: int = PAGE
-    matched: list[str] = field(default_factory=list)
-    changes: int = 0
-
-    @property
-    def tree_cache(self) -> Policy:
-        return self
-
-    def compute(self, prompt: str) -> None:
-        """Put the full pages of a prompt into the cache."""
-        self.changes += 1
-        self.cached.update(prompt[:end] for end in range(PAGE, len(prompt) + 1, PAGE))
-
-    def evict(self, beginning: str) -> None:
-        self.changes += 1
-        self.cached = {held for held in self.cached if not held.startswith(beginning)}
-
-    def holds(self, prompt: str) -> int:
-        pages = 0
-        while (pages + 1) * PAGE <= len(prompt) and prompt[: (pages + 1) * PAGE] in self.cached:
-            pages += 1
-        return min(pages * PAGE, len(prompt) - 1)
-
-    def evictable_size(self) -> int:
-        return self.changes
-
-    def protected_size(self) -> int:
-        return 0
-
-    def waiting_queue_prefix_matched(self, queue: list[Req]) -> bool:
-        return self.matches_itself
-
-
-def match(req: Req, policy: Policy, tokens: array[int]) -> None:
-    policy.matched.append(req.prompt)
-    req.num_matched_prefix_tokens = policy.holds("".join(map(chr, tokens)))
-
-
-def calc_priority(policy: Policy, queue: list[Req], *args: Any, **options: Any) -> None:
-    if policy.matches_itself:
-        for req in queue:
-            req.num_matched_prefix_tokens = policy.holds(req.prompt)
 
 
 def order(hook: GroupOrder, policy: Policy, queue: list[Req]) -> list[str]:

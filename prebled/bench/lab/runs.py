@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Thread
 from typing import TypeVar
 
 import msgspec
@@ -205,9 +206,17 @@ class Stopped(Exception):
     """The crew carries out no more runs."""
 
 
-def _leave_signals() -> None:
-    """A terminal's Ctrl-C comes to all its processes; the one that started these sees to them."""
+def _follow(parent: int) -> None:
+    """In a process of a crew: a terminal's Ctrl-C comes to all its processes, and the one that started these sees to
+    them; when that is killed, they end instead of working through what was queued."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 class Crew:
@@ -223,7 +232,7 @@ class Crew:
 
     def __enter__(self) -> Crew:
         # Fresh processes: they share nothing with this one, whatever it has open.
-        self._pool = ProcessPoolExecutor(self._processes, get_context("spawn"), _leave_signals)
+        self._pool = ProcessPoolExecutor(self._processes, get_context("spawn"), _follow, (os.getpid(),))
         return self
 
     def __exit__(self, *_: object) -> None:
