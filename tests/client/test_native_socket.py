@@ -206,7 +206,7 @@ async def test_connections_are_bounded(short_dir: Path) -> None:
     ("preface", "named"),
     [
         (b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n", "400 Bad Request"),
-        (b"PREBLED\x09", "protocol version 9: this daemon speaks version 1"),
+        (b"PREBLED\x09", "protocol version 9: this daemon speaks version 2"),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01", "not prebled's native protocol"),
     ],
 )
