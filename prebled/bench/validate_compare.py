@@ -16,6 +16,9 @@ import msgspec
 from prebled.bench.trace import Trace
 from prebled.core.blocks import HASH_BYTES
 
+LATE_S = 0.25
+"""A request may be sent, or its token be seen, so much later than planned on a busy machine."""
+
 Kind: TypeAlias = Literal["certain", "raced", "placed otherwise"]
 
 
@@ -88,12 +91,12 @@ def _reach(trace: Trace, outcome: Outcome, number: int) -> tuple[int, int]:
     those whose prompts may have been computed while it waited or was computed itself."""
     requests = trace.requests
     one = requests[number]
-    first_token_at = one.arrival_s + outcome.ttft_s[number]
+    first_token_at = one.arrival_s + outcome.ttft_s[number] + LATE_S
     before = beside = 0
     for index, other in enumerate(requests):
         if index == number or outcome.workers[index] != outcome.workers[number]:
             continue
-        if other.arrival_s + outcome.ttft_s[index] < one.arrival_s:
+        if other.arrival_s + outcome.ttft_s[index] + LATE_S < one.arrival_s:
             before = max(before, shared_blocks(one.path, other.path))
         elif other.arrival_s <= first_token_at:
             beside = max(beside, shared_blocks(one.path, other.path))

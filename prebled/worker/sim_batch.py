@@ -1,10 +1,13 @@
 """Which runs compute in the next simulated step: continuous batching, chunked prefill, KV reservation and retraction.
 
-It imitates SGLang 0.5.23 (`PrefillAdder`, `ScheduleBatch.retract_decode`, mixed chunks): every decoding run makes one
-token a step; what the chunk budget leaves goes to prompts, begun ones first; a waiting run is admitted when its prompt
-and the expected output fit beside those of the running ones; when decoding finds no free block, the run admitted last
-goes back to the queue and loses its KV. Two simplifications: a run's whole prompt is reserved at admission, and the
-victim is the youngest where SGLang takes the one with the fewest output tokens (mostly the same one).
+It imitates SGLang 0.5.23 (`PrefillAdder`, `ScheduleBatch.retract_decode`): prompts, begun ones first, get at most a
+chunk budget each step; a waiting run is admitted when its prompt and the expected output fit beside those of the
+running ones; when decoding finds no free block, the run admitted last goes back to the queue and loses its KV. With
+mixed chunks (`--enable-mixed-chunk`) every decoding run makes one token a step and prompts get what it leaves of the
+budget; without them, SGLang's own default, prompts go first and nobody decodes in a step that computes some.
+Simplifications: a run's whole prompt is reserved at admission, the victim is the youngest where SGLang takes the one
+with the fewest output tokens (mostly the same one), chunks need not end at a block, and a full batch is looked at again
+at each step.
 
 Steps that only decode, one after another, are planned as one jump for as long as nothing can come between them: no run
 ends, no block has to be evicted for them, nobody can be admitted. The queue is put in order only when somebody could
@@ -48,15 +51,18 @@ class SimBatch:
         chunk_tokens: int,
         max_running: int,
         queue: LocalScheduler | None,
+        mixed_chunks: bool = True,
         tells_changes: bool = False,
     ) -> None:
-        """`queue` orders the waiting runs; None takes them as they came. `tells_changes`: of the cache."""
+        """`queue` orders the waiting runs; None takes them as they came. `mixed_chunks`: whether a step can compute
+        prompts and decode. `tells_changes`: of the cache."""
         self.cache = BlockCache(kv_blocks, tells_changes=tells_changes)
         self.decodes = Decodes(block_tokens)
         self.retractions = 0
         self._block_tokens = block_tokens
         self._chunk_tokens = chunk_tokens
         self._max_running = max_running
+        self._mixed_chunks = mixed_chunks
         self._waiting = SimQueue(self.cache, block_tokens, queue)
         self._running: dict[RunId, SimRun] = {}  # in order of admission
         self._begun: dict[RunId, SimRun] = {}  # of those, the ones that do not decode yet
@@ -110,14 +116,15 @@ class SimBatch:
 
     def plan(self, most_steps: int = 1) -> StepPlan:
         """The next step's work, with all the KV it needs taken; at most `most_steps` that are alike at once."""
+        prefills: list[tuple[SimRun, int]] = []
+        if not self._mixed_chunks:
+            self._choose_prompts(self._chunk_tokens, prefills)
+            if prefills:
+                return StepPlan(prefills, 0, 0, 1)
         self._grow()
         sequences, context_tokens = len(self.decodes), self.decodes.context_tokens
-        prefills: list[tuple[SimRun, int]] = []
-        budget = self._chunk_tokens - sequences
-        if self._begun:
-            budget = self._fill(self._begun.values(), budget, prefills)
-        if self._waiting and budget > 0 and not self.is_full:
-            self._admit_and_fill(budget, prefills)
+        if self._mixed_chunks:
+            self._choose_prompts(self._chunk_tokens - sequences, prefills)
         steps = 1 if prefills or not sequences or most_steps <= 1 else self._equal_steps(most_steps)
         return StepPlan(prefills, sequences, context_tokens, steps)
 
@@ -204,6 +211,12 @@ class SimBatch:
         return max(ceil(self._lacking_tokens / (len(self.decodes) + RATIO_DECAY * open_ended)), 1)
 
     # --- prompts ---
+
+    def _choose_prompts(self, budget: int, prefills: list[tuple[SimRun, int]]) -> None:
+        if self._begun:
+            budget = self._fill(self._begun.values(), budget, prefills)
+        if self._waiting and budget > 0 and not self.is_full:
+            self._admit_and_fill(budget, prefills)
 
     def _fill(self, runs: Iterable[SimRun], budget: int, prefills: list[tuple[SimRun, int]]) -> int:
         """Give each run as much of the budget as it can use; what is left of it."""

@@ -124,6 +124,7 @@ class SimModel:
             chunk_tokens=settings.chunk_tokens,
             max_running=settings.max_running,
             queue=LocalScheduler() if queue_policy == "groups" else None,
+            mixed_chunks=settings.mixed_chunks,
             tells_changes=True,
         )
         self._aborted: list[RunDone] = []
@@ -182,7 +183,7 @@ class SimModel:
         duration_s = step_seconds(self._cost, plan)
         has_work = bool(plan.prefills or plan.sequences)
         samples = (step_sample(plan, duration_s / self._speed),) if has_work else ()
-        decoding = list(self._batch.decodes.runs.values())
+        decoding = list(self._batch.decodes.runs.values()) if plan.sequences else []
         end = self._batch.commit(plan)
         through = set(end.through)
         first = {run for run in end.begun if run.output_tokens == 1}

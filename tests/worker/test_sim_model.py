@@ -398,3 +398,39 @@ def test_whatever_happens_blocks_are_kept_and_every_run_ends_once(
             assert end.reason == ("stop" if answer[-1] in stops else "length")
         assert 0 <= end.cached_tokens < end.prompt_tokens
         assert end.cached_tokens % life.model.capacity.block_tokens == 0
+
+
+def test_without_mixed_chunks_prompts_go_first_and_nobody_decodes_beside_them() -> None:
+    engine = watched(mixed_chunks=False, chunk_tokens=32)
+    engine.submit(submit("first", prompt(1, 20), 10))
+    engine.step()
+    engine.step()
+    assert len(engine.tokens["first"]) == 2
+    engine.submit(submit("second", prompt(2, 80), 3))
+    for _ in range(3):  # 32, 32 and 16 tokens
+        engine.step()
+    assert (len(engine.tokens["first"]), len(engine.tokens["second"])) == (2, 1)
+    engine.finish()
+    assert [(one.new_tokens, one.sequences) for one in engine.samples[:6]] == [
+        (20, 0),
+        (0, 1),
+        (32, 0),
+        (32, 0),
+        (16, 0),
+        (0, 2),
+    ]
+    for run_id, tokens, made in (("first", prompt(1, 20), 10), ("second", prompt(2, 80), 3)):
+        assert engine.tokens[run_id] == expected_tokens(tokens, made)
+
+
+@pytest.mark.parametrize("queue_policy", ["groups", "fcfs"])
+def test_without_mixed_chunks_a_full_cache_loses_nothing(queue_policy: str) -> None:
+    settings_of = {"mixed_chunks": False, "kv_tokens": 256, "context_tokens": 256, "chunk_tokens": 48, "max_running": 6}
+    engine = watched(queue_policy=queue_policy, **settings_of)
+    prompts = {str(seed): prompt(seed % 3, 40 + 8 * (seed % 5)) for seed in range(12)}
+    engine.submit(*(submit(run_id, tokens, 60, ignore_eos=False) for run_id, tokens in prompts.items()))
+    engine.finish()
+    assert engine.model.retractions > 0
+    for run_id, tokens in prompts.items():
+        assert engine.tokens[run_id] == expected_tokens(tokens, 60, EOS_TOKEN_IDS)
+    assert all(not (one.new_tokens and one.sequences) for one in engine.samples)
