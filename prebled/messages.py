@@ -1,4 +1,5 @@
-"""Every struct that crosses a process border, grouped by direction, with one prebuilt codec each.
+"""Every struct that crosses a process border, grouped by direction, with one prebuilt codec each. One module, long as
+it is: a protocol is read as a whole.
 
 Evolution: structs are array-like, so fields are only ever appended, with defaults; a field never changes its type. A
 change that breaks this raises `PROTOCOL_VERSION`, and peers of another version are refused by name.

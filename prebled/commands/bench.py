@@ -1,5 +1,5 @@
-"""`prebled bench`: `serve` drives a running server with a workload, `decide` times the scheduler's decisions, `queue`
-the ordering of a worker's queue, `trace` shows what is in a trace."""
+"""`prebled bench`: `serve` drives a running server with a workload, `decide` times the scheduler's decisions. The other
+measurements (`trace`, `lab`, `paper`, `queue`, `validate`) have a module each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prebled.commands import bench_lab, bench_paper, bench_queue, bench_trace, bench_validate
-from prebled.commands.output import remark, write_json, write_line, write_table
+from prebled.commands.numbers import count
+from prebled.commands.output import remark, save_json, write_line, write_table
 from prebled.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -48,16 +49,16 @@ def _configure_serve(benches: argparse._SubParsersAction[argparse.ArgumentParser
     what.add_argument("--workload", metavar="NAME", help="a generated trace, as `--trace workload:NAME`")
     what.add_argument("--texts", metavar="FILE", type=Path, help="tool-use prompts from real text, JSON lines[.zst]")
     serve.add_argument("--model", metavar="FOLDER", type=Path, help="the served model, to tokenise --texts with")
-    serve.add_argument("--lists", type=_count, default=60, metavar="N", help="distinct tool lists of --texts")
+    serve.add_argument("--lists", type=count, default=60, metavar="N", help="distinct tool lists of --texts")
     serve.add_argument("--zipf", type=float, default=1.1, metavar="A", help="popularity of the tool lists of --texts")
-    serve.add_argument("--requests", "--limit", type=_count, metavar="N", help="how many (default: all; --texts: 600)")
-    serve.add_argument("--max-tokens", type=_count, metavar="N", help="most output tokens of each (--texts: 16)")
-    serve.add_argument("--concurrency", type=_count, metavar="C", help="most requests at once (--texts: 16)")
+    serve.add_argument("--requests", "--limit", type=count, metavar="N", help="how many (default: all; --texts: 600)")
+    serve.add_argument("--max-tokens", type=count, metavar="N", help="most output tokens of each (--texts: 16)")
+    serve.add_argument("--concurrency", type=count, metavar="C", help="most requests at once (--texts: 16)")
     serve.add_argument(
         "--rate", type=float, default=0.0, metavar="X", help="Poisson arrivals a second, for the trace's"
     )
     serve.add_argument("--rate-scale", type=float, default=1.0, metavar="X", help="speed up the trace's own arrivals")
-    serve.add_argument("--block-tokens", type=_count, default=64, metavar="B", help="block size of the server's cache")
+    serve.add_argument("--block-tokens", type=count, default=64, metavar="B", help="block size of the server's cache")
     serve.add_argument("--seed", type=int, default=0, metavar="S")
     serve.add_argument("--json", metavar="FILE", help="write the report as JSON; - is stdout")
     serve.set_defaults(measure=_serve)
@@ -65,10 +66,10 @@ def _configure_serve(benches: argparse._SubParsersAction[argparse.ArgumentParser
 
 def _configure_decide(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     decide = benches.add_parser("decide", help="time the scheduler's decisions, in process", allow_abbrev=False)
-    decide.add_argument("--workers", type=_count, default=64, metavar="N")
-    decide.add_argument("--prompt-tokens", type=_count, default=8192, metavar="T", help="length of every prompt")
-    decide.add_argument("--block-tokens", type=_count, default=64, metavar="B")
-    decide.add_argument("--blocks", type=_count, default=1_000_000, metavar="K", help="blocks to grow the tree to")
+    decide.add_argument("--workers", type=count, default=64, metavar="N")
+    decide.add_argument("--prompt-tokens", type=count, default=8192, metavar="T", help="length of every prompt")
+    decide.add_argument("--block-tokens", type=count, default=64, metavar="B")
+    decide.add_argument("--blocks", type=count, default=1_000_000, metavar="K", help="blocks to grow the tree to")
     decide.add_argument("--policy", default="e2", metavar="P", help="placement policy")
     decide.add_argument(
         "--mix",
@@ -76,8 +77,8 @@ def _configure_decide(benches: argparse._SubParsersAction[argparse.ArgumentParse
         default="both",
         help="time prompts that share most, or little, or all",
     )
-    decide.add_argument("--decisions", type=_count, default=4000, metavar="N", help="how many to time")
-    decide.add_argument("--in-flight", type=_count, default=2, metavar="N", help="requests in flight for each worker")
+    decide.add_argument("--decisions", type=count, default=4000, metavar="N", help="how many to time")
+    decide.add_argument("--in-flight", type=count, default=2, metavar="N", help="requests in flight for each worker")
     decide.add_argument("--profile", action="store_true", help="also say which part of a decision takes how long")
     decide.add_argument("--seed", type=int, default=0, metavar="S")
     decide.add_argument("--json", metavar="FILE", help="write the report as JSON; - is stdout")
@@ -169,18 +170,5 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
 
 
 def _write(result: dict[str, Any], to: str | None, summary: str) -> None:
-    if to == "-":
-        write_json(result)
-    elif to:
-        import msgspec
-
-        Path(to).write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
-    if to != "-":
+    if not save_json(result, to):
         write_line(summary)
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
-    return number

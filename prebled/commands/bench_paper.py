@@ -8,7 +8,7 @@ import platform
 from pathlib import Path
 
 from prebled.commands.bench_lab import Progress
-from prebled.commands.output import remark, write_json, write_line
+from prebled.commands.output import remark, save_json, write_line
 from prebled.errors import SettingsError
 
 
@@ -25,7 +25,6 @@ def configure(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def _measure(args: argparse.Namespace) -> int:
-    import msgspec
 
     from prebled.bench.lab.runs import Crew, Notebook
     from prebled.bench.paper import compare
@@ -50,10 +49,7 @@ def _measure(args: argparse.Namespace) -> int:
     machine = f"{os.cpu_count()} cores, Python {platform.python_version()}"
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(page(comparisons, args.seed, machine), encoding="utf-8")
-    if args.json == "-":
-        write_json(comparisons)
+    if save_json(comparisons, args.json):
         return 0
-    if args.json:
-        Path(args.json).write_bytes(msgspec.json.format(msgspec.json.encode(comparisons), indent=2) + b"\n")
     write_line(str(args.out))
     return 0

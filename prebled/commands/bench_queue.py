@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prebled.commands import BadUsage
+from prebled.commands.bench_model import model_or_tiny
 from prebled.commands.numbers import count
-from prebled.commands.output import remark, write_json, write_table
+from prebled.commands.output import remark, save_json, write_table
 
 if TYPE_CHECKING:
     from prebled.bench.queue_burst import Burst
@@ -74,16 +74,10 @@ def run(args: argparse.Namespace) -> int:
         raise BadUsage(f"--ahead {args.ahead}, --waiting {waiting}, --shorts {args.shorts}: must not get smaller")
     running = args.running or (2 if args.starvation else 64 if args.burst else 16)
     measure: Any = _starve if args.starvation else _burst if args.burst else _cost
-    with tempfile.TemporaryDirectory(prefix="prebled-") as folder:
-        model = args.model or _tiny_model(Path(folder) / "tiny")
+    with model_or_tiny(args.model) as model:
         reports = [asyncio.run(measure(args, policy, model, waiting, running)) for policy in policies]
-    if args.json == "-":
-        write_json(reports)
+    if save_json(reports, args.json):
         return 0
-    if args.json:
-        import msgspec
-
-        Path(args.json).write_bytes(msgspec.json.format(msgspec.json.encode(reports), indent=2) + b"\n")
     show: Any = _print_starvation if args.starvation else _print_bursts if args.burst else _print_costs
     show(reports)
     return 0
@@ -154,13 +148,6 @@ async def _engine(
         yield engine, await engine.start(lambda text: remark(f"{policy}: {text}"))
     finally:
         await engine.stop()
-
-
-def _tiny_model(folder: Path) -> Path:
-    from prebled.tiny_model import write_tiny_model
-
-    write_tiny_model(folder)
-    return folder
 
 
 def _print_costs(costs: list[OrderCost]) -> None:

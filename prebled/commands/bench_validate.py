@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prebled.commands.bench_model import model_or_tiny
 from prebled.commands.numbers import count, factor
-from prebled.commands.output import remark, write_json, write_line, write_table
-from prebled.errors import PrebledError
+from prebled.commands.output import remark, save_json, write_line, write_table
 
 if TYPE_CHECKING:
     from prebled.bench.validate import Validation
@@ -53,31 +52,15 @@ def run(args: argparse.Namespace) -> int:
         all_rounds=True,
         seed=args.seed,
     )
-    with tempfile.TemporaryDirectory(prefix="prebled-") as folder:
-        model = args.model or _tiny_model(Path(folder) / "tiny")
+    with model_or_tiny(args.model) as model:
         validation = uvloop.run(validate(model, plan, remark))
     _write(validation, args.json)
     return 0 if validation.is_valid else 1
 
 
-def _tiny_model(folder: Path) -> Path:
-    from prebled.tiny_model import write_tiny_model
-
-    write_tiny_model(folder)
-    return folder
-
-
 def _write(validation: Validation, to: str | None) -> None:
-    if to == "-":
-        write_json(validation)
+    if save_json(validation, to):
         return
-    if to is not None:
-        import msgspec
-
-        try:
-            Path(to).write_bytes(msgspec.json.format(msgspec.json.encode(validation), indent=2) + b"\n")
-        except OSError as error:
-            raise PrebledError(f"cannot write {to!r}: {error.strerror or error}") from error
     header = (
         "policy",
         "rate",

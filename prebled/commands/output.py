@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from prebled.errors import PrebledError
 
 
 def write(text: str) -> None:
@@ -22,6 +25,19 @@ def write_line(text: str = "") -> None:
 def write_json(value: Any) -> None:
     """Print as indented JSON; structs as objects."""
     write_line(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def save_json(value: Any, to: str | None) -> bool:
+    """Write as indented JSON to the file `to`, or to stdout for `-`, which is then to hold nothing else (True); None:
+    nowhere. Raises PrebledError that names a file which cannot be written."""
+    if to == "-":
+        write_json(value)
+    elif to is not None:
+        try:
+            Path(to).write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+        except OSError as error:
+            raise PrebledError(f"cannot write {to!r}: {error.strerror or error}") from error
+    return to == "-"
 
 
 def write_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

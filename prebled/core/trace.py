@@ -33,12 +33,12 @@ class Handler(Protocol):
 def _written_out(value: object) -> Placement:
     if isinstance(value, Placed):
         return value.written_out()
-    raise NotImplementedError(type(value))
+    raise TypeError(f"{type(value).__name__} has no form in a trace")
 
 
 def _read_back(wanted: type, value: Any) -> Placed:
     if wanted is not Placed:
-        raise NotImplementedError(wanted)
+        raise TypeError(f"{wanted.__name__} has no form in a trace")
     return Placed(**msgspec.structs.asdict(msgspec.convert(value, Placement)))
 
 

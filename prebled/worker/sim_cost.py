@@ -11,21 +11,8 @@ from prebled.worker.sim_run import StepPlan
 
 
 def step_seconds(cost: CostModel, plan: StepPlan) -> float:
-    """Seconds of one planned, not yet committed step.
-
-    The pass is paid once: the linear part for all prompt tokens in it, attention for each prompt by its own context,
-    and on top what each decoding run adds. Never less than decoding alone.
-    """
-    decoding, decode_context = plan.sequences, plan.context_tokens
-    decode_s = cost.decode_step_s(decoding, decode_context)
-    if not plan.prefills:
-        return decode_s
-    new_tokens = sum(tokens for _, tokens in plan.prefills)
-    prefill_s = max(cost.prefill_floor_s, cost.prefill_base_s + cost.prefill_token_s * new_tokens)
-    for run, tokens in plan.prefills:
-        context = run.computed + tokens
-        prefill_s += context * (cost.prefill_context_s + cost.prefill_token_context_s * tokens)
-    return max(decode_s, prefill_s + cost.decode_sequence_s * decoding + cost.decode_context_s * decode_context)
+    """Seconds of one planned, not yet committed step: `CostModel.step_s` of what it computes."""
+    return cost.step_s(*_computed(plan))
 
 
 def jump_seconds(cost: CostModel, plan: StepPlan, steps: int) -> float:
@@ -51,10 +38,15 @@ def steps_until(cost: CostModel, plan: StepPlan, seconds: float) -> int:
 
 def step_sample(plan: StepPlan, step_s: float) -> StepSample:
     """What an engine would report of a planned, not yet committed step that takes so long."""
+    return StepSample(*_computed(plan), step_s, step_s)
+
+
+def _computed(plan: StepPlan) -> tuple[int, int, int, int, int]:
+    """The first five fields of `StepSample`."""
     new_tokens = prompt_context = attention = 0
     for run, tokens in plan.prefills:
         context = run.computed + tokens
         new_tokens += tokens
         prompt_context += context
         attention += tokens * context
-    return StepSample(new_tokens, prompt_context, attention, plan.sequences, plan.context_tokens, step_s, step_s)
+    return new_tokens, prompt_context, attention, plan.sequences, plan.context_tokens
