@@ -15,7 +15,8 @@ from typing import Any, Final
 from prebled.core.blocks import HASH_BYTES
 from prebled.core.decisions import AnyDecision, Place, Placed
 from prebled.core.events import AnyEvent, KvReported, RequestArrived, StepsMeasured, WorkerReady
-from prebled.core.scheduler import GlobalScheduler, SchedulerStatistics
+from prebled.core.scheduler import GlobalScheduler
+from prebled.core.statistics import SchedulerStatistics
 from prebled.core.types import WorkerId
 from prebled.daemon.metrics_text import Family, Histogram, Metric, counter, gauge, histogram, pairs
 from prebled.messages import KvCleared, KvRemoved, KvStored

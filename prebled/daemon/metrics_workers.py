@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeVar, get_args
 
 from prebled.core.cost import CostModel
-from prebled.core.scheduler import WorkerStatistics
+from prebled.core.statistics import WorkerStatistics
 from prebled.daemon.metrics_text import Family, Metric, Sample, counter, gauge, info, pairs
 from prebled.daemon.worker_table import WorkerState
 from prebled.messages import WorkerStatus
