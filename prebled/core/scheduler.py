@@ -94,8 +94,8 @@ class GlobalScheduler:
             RequestLost: self._request_lost,
             WorkerReady: self._worker_ready,
             WorkerLoad: self._worker_load,
-            KvReported: self._kv_reported,
-            KvSnapshotTaken: self._kv_snapshot_taken,
+            KvReported: self._kv_told,
+            KvSnapshotTaken: self._kv_told,
             StepsMeasured: self._steps_measured,
             WorkerDraining: self._worker_draining,
             WorkerLost: self._worker_lost,
@@ -246,18 +246,14 @@ class GlobalScheduler:
         self._placer.loads.report(worker.slot, event.queued, event.running)
         return []
 
-    def _kv_reported(self, event: KvReported) -> list[AnyDecision]:
+    def _kv_told(self, event: KvReported | KvSnapshotTaken) -> list[AnyDecision]:
         worker = self._workers.get(event.worker_id)
         if worker is None:
             return self._ignored(event)
-        is_wanted = self._placer.kv_reported(worker, event.changes, self._now)
-        return [WantSnapshot(worker.worker_id)] if is_wanted else []
-
-    def _kv_snapshot_taken(self, event: KvSnapshotTaken) -> list[AnyDecision]:
-        worker = self._workers.get(event.worker_id)
-        if worker is None:
-            return self._ignored(event)
-        is_wanted = self._placer.kv_snapshot_taken(worker, event.runs, self._now)
+        if isinstance(event, KvReported):
+            is_wanted = self._placer.kv_reported(worker, event.changes, self._now)
+        else:
+            is_wanted = self._placer.kv_snapshot_taken(worker, event.runs, self._now)
         return [WantSnapshot(worker.worker_id)] if is_wanted else []
 
     def _steps_measured(self, event: StepsMeasured) -> list[AnyDecision]:
