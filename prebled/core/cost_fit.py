@@ -10,15 +10,21 @@ the newest steps of each size. Rules kept, whatever is reported:
 - what the steps cannot tell apart keeps the proportions of the initial model, scaled to the speed of this worker: the
   fit is drawn towards it as if by prior knowledge of each coefficient to within `PRIOR_SPREAD` of its size.
 
+Machines drift faster than a fit should follow: clocks are throttled, neighbours come and go, and every step takes half
+as long again for some seconds. So the fit is scaled by the speed of the moment (`pace`): the median, over the `RECENT`
+newest steps, of what they took to what the fit has for them, between half and twice.
+
 Steps are kept by size, the newest `KEPT` of each class, so that a thousand equal decode steps do not drive out the one
 prefill that was seen before them; a step is forgotten after `MEMORY` others in any case. The same samples in the same
 order give the same model. It knows neither time nor workers.
 
-Cost: 1 us to take in a sample, and 2 ms for a refit over 200 steps, which is due after 16 samples, then after another
+Cost: 2 us to take in a sample, and 2 ms for a refit over 200 steps, which is due after 16 samples, then after another
 quarter of those that came, at last every 256: less than 10 us a sample in the long run.
 """
 
 from __future__ import annotations
+
+from collections import deque
 
 import msgspec
 import numpy as np
@@ -49,6 +55,15 @@ REFIT_SOON, REFIT_EVERY = 16, 256
 KEPT = 12
 MEMORY = 16_384
 
+RECENT = 16
+"""Steps whose speed is that of the moment. Steps of SGLang on a CPU are predicted alike with 8, and worse with 64."""
+
+MOST_PACE = 2.0
+"""Factor by which the speed of the moment may differ from the fit's, up or down; the rest is the fit's to learn."""
+
+PACE_STEP = 0.02
+"""The least change of the pace that is told: less would not change a decision."""
+
 PRICE_MEMORY = 1 / 256
 """Weight of the newest prefill step in how far prompts reach beyond their new tokens."""
 
@@ -68,33 +83,40 @@ Numbers = NDArray[np.float64]
 class CostFit:
     """See the module. Starts as `initial`, whose proportions it keeps where the steps say nothing. `samples` and
     `ignored` count what came; `error` is the median relative error of the newest fit over the steps that it rests on,
-    None before the first."""
+    None before the first; `pace`: how many times as long as the fit has it steps take at the moment."""
 
     def __init__(self, initial: CostModel) -> None:
         self._initial = _coefficients(initial)
-        self._model = initial
+        self._model = self._present = initial
+        self._recent: deque[StepSample] = deque(maxlen=RECENT)
+        self._ratios: deque[float] = deque(maxlen=RECENT)  # of what these took to what the fit has for them
         self._steps = _Steps()
         self._next_refit = REFIT_SOON
         self.samples = 0
         self.ignored = 0
         self.error: float | None = None
+        self.pace = 1.0
         self._new = self._reached = 0.0  # prompt tokens and contexts of prompts, the older ones forgotten bit by bit
 
     def model(self) -> CostModel:
         """The newest fit; the initial model until there is one."""
         return self._model
 
+    def present(self) -> CostModel:
+        """The newest fit at the speed of the moment: the best guess of what the next step takes."""
+        return self._present
+
     def priced(self) -> CostModel:
-        """The newest fit for those who price prompts by their new tokens (`CostModel.prefill_s`): what a prompt costs
+        """`present` for those who price prompts by their new tokens (`CostModel.prefill_s`): what a prompt costs
         by its reached context alone is laid on the new tokens, as both came in the steps of late."""
-        model = self._model
+        model = self._present
         if not self._new:
             return model
         token_s = model.prefill_token_s + model.prefill_context_s * self._reached / self._new
         return msgspec.structs.replace(model, prefill_token_s=token_s, prefill_context_s=0.0)
 
     def add(self, sample: StepSample) -> bool:
-        """Take in a step; whether the model has changed over it. What cannot be a step is ignored and counted."""
+        """Take in a step; whether `present` has changed over it. What cannot be a step is ignored and counted."""
         if not _is_step(sample):
             self.ignored += 1
             return False
@@ -103,11 +125,34 @@ class CostFit:
         if sample.new_tokens:
             self._new += sample.new_tokens - PRICE_MEMORY * self._new
             self._reached += sample.prompt_context_tokens - PRICE_MEMORY * self._reached
+        self._recent.append(sample)
         if self.samples < self._next_refit:
-            return False
+            return self.error is not None and self._keep_pace(sample)
         self._next_refit += min(max(self.samples // 4, REFIT_SOON), REFIT_EVERY)
         self._refit()
+        self._ratios.extend(map(self._ratio, self._recent))
+        self._set_pace(self._newest_pace())
         return True
+
+    def _keep_pace(self, sample: StepSample) -> bool:
+        """Hear of one more step; whether that changes the pace."""
+        self._ratios.append(self._ratio(sample))
+        pace = self._newest_pace()
+        if abs(pace / self.pace - 1) < PACE_STEP:
+            return False
+        self._set_pace(pace)
+        return True
+
+    def _ratio(self, sample: StepSample) -> float:
+        return sample.step_s / max(expected_s(self._model, sample), _TINY)
+
+    def _newest_pace(self) -> float:
+        ordered = sorted(self._ratios)
+        return min(max(ordered[len(ordered) // 2], 1 / MOST_PACE), MOST_PACE)
+
+    def _set_pace(self, pace: float) -> None:
+        self.pace = pace
+        self._present = CostModel(*(pace * coefficient for coefficient in msgspec.structs.astuple(self._model)))
 
     def _refit(self) -> None:
         steps, seconds = self._steps.newest()
@@ -139,6 +184,13 @@ class CostFit:
         scaled[_PREFILL] *= prefill or decode
         scaled[_DECODE] *= decode or prefill
         return scaled
+
+
+def expected_s(model: CostModel, sample: StepSample) -> float:
+    """What such a step should take."""
+    return model.step_s(
+        sample.new_tokens, sample.prompt_context_tokens, sample.attention, sample.sequences, sample.context_tokens
+    )
 
 
 def _fitted_shares(
@@ -207,7 +259,7 @@ class _Steps:
 
 
 def _coefficients(model: CostModel) -> Numbers:
-    return np.array([getattr(model, name) for name in CostModel.__struct_fields__])
+    return np.array(msgspec.structs.astuple(model))
 
 
 def _terms(steps: Numbers, coefficients: Numbers) -> Numbers:

@@ -374,7 +374,7 @@ class GlobalScheduler:
             requests=len(worker.requests),
             load_s=float(self._placer.loads.seconds[worker.slot]),
             held_tokens=tree.held_blocks[worker.slot] * self._block_tokens,
-            cost=fit.model() if fit is not None else self._placer.cost(worker.slot),
+            cost=fit.present() if fit is not None else self._placer.cost(worker.slot),
             queued=worker.queued,
             running=worker.running,
             kv_used_tokens=worker.kv_used_tokens,

@@ -13,23 +13,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prebled.core.cost import PROFILES, CostModel
-from prebled.core.cost_fit import LEAST_SHARE, MOST_CHANGE, REFIT_EVERY, CostFit, bounded_least_squares
+from prebled.core.cost_fit import (
+    LEAST_SHARE,
+    MOST_CHANGE,
+    MOST_PACE,
+    RECENT,
+    REFIT_EVERY,
+    CostFit,
+    bounded_least_squares,
+    expected_s,
+)
 from prebled.messages import StepSample
 
 NAMES = CostModel.__struct_fields__
 A6000, TINY = PROFILES["mistral-7b-a6000"], PROFILES["tiny-cpu"]
 # A floor that holds up steps of less than 250 tokens, and terms of every kind that matter somewhere.
 TRUTH = CostModel(0.010, 0.005, 2e-5, 4e-7, 2e-9, 0.012, 1e-4, 2e-7)
-
-
-def predicted(model: CostModel, sample: StepSample) -> float:
-    return model.step_s(
-        sample.new_tokens,
-        sample.prompt_context_tokens,
-        sample.attention,
-        sample.sequences,
-        sample.context_tokens,
-    )
 
 
 def step(prompts: list[tuple[int, int]], lengths: list[int], seconds: float = 1.0) -> StepSample:
@@ -64,7 +63,7 @@ def measured(model: CostModel, rng: random.Random, steps: int, *, noise: float, 
     samples = []
     for _ in range(steps):
         sample = some_step(rng)
-        seconds = predicted(model, sample) * math.exp(rng.gauss(0, noise))
+        seconds = expected_s(model, sample) * math.exp(rng.gauss(0, noise))
         if rng.random() < outliers:
             seconds *= rng.uniform(3, 50)
         samples.append(msgspec.structs.replace(sample, step_s=seconds))
@@ -79,7 +78,7 @@ def fitted(initial: CostModel, samples: list[StepSample]) -> CostFit:
 
 
 def median_error(model: CostModel, samples: list[StepSample]) -> float:
-    return float(np.median([abs(predicted(model, sample) / sample.step_s - 1) for sample in samples]))
+    return float(np.median([abs(expected_s(model, sample) / sample.step_s - 1) for sample in samples]))
 
 
 @pytest.mark.parametrize("initial", PROFILES.values(), ids=PROFILES)
@@ -104,6 +103,30 @@ def test_follows_a_machine_that_becomes_slower() -> None:
     assert median_error(fit.model(), measured(slower, rng, 500, noise=0.0, outliers=0.0)) < 0.05
 
 
+def test_the_speed_of_the_moment_is_seen_in_a_few_steps_and_taken_back_as_soon() -> None:
+    """The fit itself hardly moves meanwhile, and a step that stalls does not count as a change of speed."""
+    rng = random.Random(5)
+    fit = fitted(TRUTH, measured(TRUTH, rng, 2000, noise=0.02, outliers=0.02))
+    probes = measured(TRUTH, rng, 300, noise=0.0, outliers=0.0)
+    for factor in (1.5, 1.0, 0.7, 1.0):
+        scaled = CostModel(*(factor * getattr(TRUTH, name) for name in NAMES))
+        for sample in measured(scaled, rng, RECENT, noise=0.02, outliers=0.02):
+            fit.add(sample)
+        assert fit.pace == pytest.approx(factor, rel=0.05)
+        assert median_error(fit.model(), probes) < 0.05
+        assert expected_s(fit.present(), probes[0]) == pytest.approx(fit.pace * expected_s(fit.model(), probes[0]))
+
+
+@pytest.mark.parametrize(("factor", "pace"), [(50, MOST_PACE), (0.02, 1 / MOST_PACE)])
+def test_the_speed_of_the_moment_is_bounded(factor: float, pace: float) -> None:
+    rng = random.Random(6)
+    fit = fitted(TRUTH, measured(TRUTH, rng, 2000, noise=0.02, outliers=0.0))
+    scaled = CostModel(*(factor * getattr(TRUTH, name) for name in NAMES))
+    for sample in measured(scaled, rng, RECENT, noise=0.02, outliers=0.0):
+        fit.add(sample)
+    assert fit.pace == pace
+
+
 def test_what_the_steps_do_not_tell_keeps_its_proportions() -> None:
     """Only one sequence ever decodes: that the worker is three times as slow is all that can be seen."""
     rng = random.Random(2)
@@ -118,17 +141,17 @@ def test_a_thousand_decode_steps_do_not_drive_out_what_prefill_told() -> None:
     rng = random.Random(3)
     fit = fitted(A6000, measured(TRUTH, rng, 2000, noise=0.02, outliers=0.0))
     prefills = [step([(new, new)], []) for new in (100, 500, 1000, 2000)]
-    before = [predicted(fit.model(), prefill) for prefill in prefills]
+    before = [expected_s(fit.model(), prefill) for prefill in prefills]
     for _ in range(5000):
         fit.add(step([], [500], TRUTH.decode_step_s(1, 500)))
-    assert [predicted(fit.model(), prefill) for prefill in prefills] == pytest.approx(before, rel=0.05)
+    assert [expected_s(fit.model(), prefill) for prefill in prefills] == pytest.approx(before, rel=0.05)
 
 
 def test_the_cost_of_reached_context_is_priced_by_new_tokens() -> None:
     """Prompts reach four times as far as they are new: what they cost is the same, told in new tokens."""
     samples = [step([(new, 4 * new)], [], 0.001 * new) for new in [100, 200, 400, 800] * 20]
     fit = fitted(TRUTH, samples)
-    model, priced = fit.model(), fit.priced()
+    model, priced = fit.present(), fit.priced()
     assert model.prefill_context_s > 0
     assert priced.prefill_context_s == 0
     assert priced.prefill_token_s == pytest.approx(model.prefill_token_s + 4 * model.prefill_context_s)
@@ -158,7 +181,7 @@ def test_one_refit_changes_a_coefficient_by_a_bounded_factor() -> None:
     probes = [some_step(rng) for _ in range(300)]
 
     def mean_s(model: CostModel) -> float:
-        return float(np.mean([predicted(model, probe) for probe in probes]))
+        return float(np.mean([expected_s(model, probe) for probe in probes]))
 
     def is_small(model: CostModel, name: str) -> bool:
         """Whether this coefficient has next to no part in costs; the fit's own steps are of other sizes than these."""
@@ -200,12 +223,12 @@ def test_whatever_is_reported_costs_stay_costs(
     """Never negative, nor nan, nor infinite (`CostModel` refuses those), never less for more; all that came counts."""
     fit = CostFit(initial)
     for _ in range(70):
-        before = fit.model()
+        before = fit.present()
         changed = fit.add(rng.choice(samples))
-        assert changed == (fit.model() is not before)
+        assert changed == (fit.present() is not before)
     assert fit.samples + fit.ignored == 70
-    model = fit.model()
-    costs = [predicted(model, step([(new, new + 100)], [500] * 3)) for new in (1, 10, 100, 1000, 10_000)]
+    model = fit.present()
+    costs = [expected_s(model, step([(new, new + 100)], [500] * 3)) for new in (1, 10, 100, 1000, 10_000)]
     assert costs == sorted(costs)
     assert model.prefill_s(100, 200) >= 0
     assert model.decode_s(10, 200) >= 0
