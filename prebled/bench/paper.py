@@ -14,7 +14,8 @@ import msgspec
 
 from prebled.bench.lab.campaign import SETUPS as POLICY_SETUPS
 from prebled.bench.lab.cases import Case
-from prebled.bench.lab.runs import Crew, Outcome, Run
+from prebled.bench.lab.crew import Crew
+from prebled.bench.lab.runs import Outcome, Run
 from prebled.bench.lab.search import highest
 from prebled.bench.paper_setups import PaperSetup
 

@@ -20,13 +20,23 @@ from __future__ import annotations
 
 from time import perf_counter
 
+from prebled.bench.replay_limits import BeyondLimits, Limits
 from prebled.bench.replay_loop import Progress, Replay, ReplaySettings
 from prebled.bench.replay_profiles import Profile, find_profile
 from prebled.bench.replay_report import ReplayResult
 from prebled.bench.trace import Trace
 from prebled.errors import SettingsError
 
-__all__ = ["Profile", "Progress", "ReplayResult", "ReplaySettings", "find_profile", "replay"]
+__all__ = [
+    "BeyondLimits",
+    "Limits",
+    "Profile",
+    "Progress",
+    "ReplayResult",
+    "ReplaySettings",
+    "find_profile",
+    "replay",
+]
 
 
 def replay(
@@ -43,7 +53,8 @@ def replay(
     """Replay the whole trace on so many equal workers.
 
     `kv_tokens`: of each worker (None: the profile's). `rate_scale` 2.0: requests, or sessions in a closed loop, come
-    twice as fast. Raises SettingsError that names the value: an unknown policy or profile, numbers out of range.
+    twice as fast. Raises SettingsError that names the value: an unknown policy or profile, numbers out of range. Raises
+    BeyondLimits, and has no result, where the settings have limits and the load turns out to be beyond them.
     """
     if isinstance(profile, str):
         profile = find_profile(profile)

@@ -15,6 +15,7 @@ from typing import final
 
 import msgspec
 
+from prebled.bench.replay_limits import Limits, LimitWatch
 from prebled.bench.replay_profiles import Profile
 from prebled.bench.replay_report import (
     DIGITS,
@@ -50,7 +51,8 @@ class ReplaySettings(msgspec.Struct, frozen=True):
     """What a replay may vary besides its arguments. `kv_delay_s`: from a change of a worker's cache until the global
     scheduler hears of it, with all that changed meanwhile; None: it never does. `queue_policy`: `groups` or `fcfs`.
     `is_length_known`: False: engines guess how long outputs become, as for requests that may end by themselves, and
-    retract runs when they were wrong. `jumps`: False makes every step by itself, for comparison."""
+    retract runs when they were wrong. `jumps`: False makes every step by itself, for comparison. `limits`: a load that
+    is beyond them is not replayed to its end."""
 
     core: CoreSettings = CoreSettings()
     chunk_tokens: int = SimSettings().chunk_tokens
@@ -61,6 +63,7 @@ class ReplaySettings(msgspec.Struct, frozen=True):
     beat_s: float = FabricSettings().beat_s
     is_length_known: bool = True
     jumps: bool = True
+    limits: Limits | None = None
 
 
 @final
@@ -110,12 +113,13 @@ class Replay:
         self._failures: Counter[str] = Counter()
         self._counts = DecisionCount()
         self._decide_ns = array("q")
+        self._watch = LimitWatch(settings.limits, len(trace.requests), self._live) if settings.limits else None
         self._turns: dict[str, deque[int]] = {}  # closed loop: of each session, those still to come
 
     # --- time ---
 
     def run(self) -> None:
-        """Until every request has ended."""
+        """Until every request has ended. Raises BeyondLimits as soon as the load is known to be."""
         self._set_arrivals()
         due, ended, total = self._due, self._ended, len(self._requests)
         while len(ended) < total:
@@ -151,6 +155,8 @@ class Replay:
             self._push(self._requests[following].arrival_s / self._rate_scale, ARRIVAL, following)
         request = ReplayRequest(number, self._requests[number], self._now)
         self._live[request.request_id] = request
+        if self._watch is not None:
+            self._watch.arrived(self._now)
         event = request.arrival()
         before = perf_counter_ns()
         decisions = self._scheduler.handle(event, self._now)
@@ -192,6 +198,8 @@ class Replay:
     def _end(self, request: ReplayRequest) -> None:
         del self._live[request.request_id]
         self._ended.append(request)
+        if self._watch is not None:
+            self._watch.ended(request, self._now)
         turns = self._turns.get(request.trace.session)
         if turns:
             following = turns.popleft()
@@ -278,14 +286,10 @@ class Replay:
         """After `run`."""
         completed = [request for request in self._ended if request.finished_at >= 0]
         completed.sort(key=lambda request: request.number)
-        ttft_s = [request.first_token_at - request.arrived_at for request in completed]
+        ttft_s = [request.ttft_s(self._now) for request in completed]
         e2e_s = [request.finished_at - request.arrived_at for request in completed]
         queue_s = [request.started_at - request.arrived_at for request in completed]
-        tpot_s = [
-            (request.finished_at - request.first_token_at) / (request.trace.output_tokens - 1)
-            for request in completed
-            if request.trace.output_tokens > 1
-        ]
+        tpot_s = [request.tpot_s(self._now) for request in completed if request.trace.output_tokens > 1]
         prompt_tokens = sum(request.trace.prompt_tokens for request in completed)
         cached_tokens = sum(request.cached_tokens for request in completed)
         prefilled = [worker.prefilled_tokens for worker in self._workers]

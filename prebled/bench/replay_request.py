@@ -63,6 +63,17 @@ class ReplayRequest:
             prompt_tokens=prompt_tokens,
         )
 
+    def ttft_s(self, now: float) -> float:
+        """From its arrival to its first token, or until now."""
+        return (self.first_token_at if self.first_token_at >= 0 else now) - self.arrived_at
+
+    def tpot_s(self, now: float) -> float:
+        """From its first token to its last, or until now, for each token after the first; 0.0 for none."""
+        if self.first_token_at < 0 or self.trace.output_tokens == 1:
+            return 0.0
+        until = self.finished_at if self.finished_at >= 0 else now
+        return (until - self.first_token_at) / (self.trace.output_tokens - 1)
+
     def start_run(self, worker: int, *, is_length_known: bool) -> ReplayRun:
         """A run from prompt and what was made so far."""
         self.worker = worker

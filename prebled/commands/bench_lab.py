@@ -14,7 +14,7 @@ from prebled.commands.output import remark, write_line
 from prebled.errors import SettingsError
 
 if TYPE_CHECKING:
-    from prebled.bench.lab.runs import Outcome
+    from prebled.bench.lab.runs import Outcome, Overload
 
 
 def configure(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -37,7 +37,7 @@ def _measure(args: argparse.Namespace) -> int:
     from prebled.bench.lab import plots, tables
     from prebled.bench.lab.campaign import OURS, Plan, run_campaign
     from prebled.bench.lab.cases import cases
-    from prebled.bench.lab.runs import Crew, Notebook
+    from prebled.bench.lab.crew import Crew, Notebook
     from prebled.core.policies import POLICIES, make_policy
     from prebled.settings import CoreSettings
 
@@ -96,7 +96,7 @@ class Progress:
         self._runs = 0
         self._started = self._told = time.monotonic()
 
-    def __call__(self, outcome: Outcome) -> None:
+    def __call__(self, outcome: Outcome | Overload) -> None:
         self._runs += 1
         now = time.monotonic()
         if now - self._told >= (1 if sys.stderr.isatty() else 30):

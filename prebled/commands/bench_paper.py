@@ -26,7 +26,7 @@ def configure(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 def _measure(args: argparse.Namespace) -> int:
 
-    from prebled.bench.lab.runs import Crew, Notebook
+    from prebled.bench.lab.crew import Crew, Notebook
     from prebled.bench.paper import compare
     from prebled.bench.paper_page import page
     from prebled.bench.paper_setups import SETUPS

@@ -4,7 +4,8 @@ It imitates SGLang 0.5.23 (`PrefillAdder`, `ScheduleBatch.retract_decode`): prom
 chunk budget each step; a waiting run is admitted when its prompt and the expected output fit beside those of the
 running ones; when decoding finds no free block, the run admitted last goes back to the queue and loses its KV. With
 mixed chunks (`--enable-mixed-chunk`) every decoding run makes one token a step and prompts get what it leaves of the
-budget; without them, SGLang's own default, prompts go first and nobody decodes in a step that computes some.
+budget; without them, SGLang's own default, prompts go first and nobody decodes in a step that computes some. Where
+priority groups order the queue, a run waits while another computes its next block, as on our workers (`sim_gate`).
 Simplifications: a run's whole prompt is reserved at admission, the victim is the youngest where SGLang takes the one
 with the fewest output tokens (mostly the same one), chunks need not end at a block, and a full batch is looked at again
 at each step.
@@ -27,6 +28,7 @@ from prebled.core.types import RunId
 from prebled.worker.engine import EngineLoad
 from prebled.worker.sim_cache import BlockCache
 from prebled.worker.sim_decodes import Decodes
+from prebled.worker.sim_gate import BlockGate
 from prebled.worker.sim_queue import SimQueue
 from prebled.worker.sim_run import SimRun, StepEnd, StepPlan
 
@@ -54,8 +56,8 @@ class SimBatch:
         mixed_chunks: bool = True,
         tells_changes: bool = False,
     ) -> None:
-        """`queue` orders the waiting runs; None takes them as they came. `mixed_chunks`: whether a step can compute
-        prompts and decode. `tells_changes`: of the cache."""
+        """`queue` orders the waiting runs, and no block is computed twice at once then; None takes them as they came.
+        `mixed_chunks`: whether a step can compute prompts and decode. `tells_changes`: of the cache."""
         self.cache = BlockCache(kv_blocks, tells_changes=tells_changes)
         self.decodes = Decodes(block_tokens)
         self.retractions = 0
@@ -63,6 +65,7 @@ class SimBatch:
         self._chunk_tokens = chunk_tokens
         self._max_running = max_running
         self._mixed_chunks = mixed_chunks
+        self._has_gate = queue is not None
         self._waiting = SimQueue(self.cache, block_tokens, queue)
         self._running: dict[RunId, SimRun] = {}  # in order of admission
         self._begun: dict[RunId, SimRun] = {}  # of those, the ones that do not decode yet
@@ -234,7 +237,9 @@ class SimBatch:
             if self._lacking_tokens > 0:
                 return
         self._stuck = None
-        for run in self._waiting.in_order():
+        gate = BlockGate(self._block_tokens, self._begun.values())
+        waiting = self._waiting.in_order()
+        for run in gate.let_through(waiting, self._waiting.awaited) if self._has_gate else waiting:
             if budget <= 0 or self.is_full:
                 return
             lacking = self._lacks_room(run, expected)
@@ -243,6 +248,7 @@ class SimBatch:
                     self._stuck, self._stuck_moves, self._lacking_tokens = run, self.cache.watches.moves, lacking
                 return
             self._admit(run)
+            gate.admit(run)
             expected += min(run.max_tokens - run.output_tokens, MOST_EXPECTED_TOKENS)
             budget = self._fill([run], budget, prefills)
 

@@ -14,7 +14,7 @@ from prebled.core.local_scheduler import LocalScheduler
 from prebled.core.types import RunId
 from prebled.worker.sim_cache import BlockCache
 from prebled.worker.sim_run import SimRun
-from prebled.worker.sim_watches import CacheNode
+from prebled.worker.sim_watches import CacheNode, Watch
 
 
 @final
@@ -68,8 +68,15 @@ class SimQueue:
 
     def cached(self, run: SimRun) -> CacheNode:
         """The last node of the cache that a waiting run could use."""
+        return self._watch(run).node
+
+    def awaited(self, run: SimRun) -> bytes:
+        """The hash of the first block that a waiting run could use, but is not in the cache; empty if there is none."""
+        return self._watch(run).awaited
+
+    def _watch(self, run: SimRun) -> Watch:
         if run.watch is None:
             most = cacheable_blocks(run.length, self._block_tokens)
             run.cover(most)
             run.watch = self._cache.watch(run.path, most, run.arrival)
-        return run.watch.node
+        return run.watch

@@ -9,10 +9,12 @@ import msgspec
 import pytest
 from lab_outcomes import outcome, result
 
+from prebled.bench.lab import crew as crew_module
 from prebled.bench.lab import findings, runs, tables
-from prebled.bench.lab.campaign import Plan, own_parts, paper_parts
+from prebled.bench.lab.campaign import Plan, own_parts, paper_parts, run_campaign
 from prebled.bench.lab.cases import Case, cases
-from prebled.bench.lab.runs import Crew, Notebook, Run, Setup, carry_out, fingerprint, key_of
+from prebled.bench.lab.crew import Crew, Notebook, fingerprint
+from prebled.bench.lab.runs import Run, Setup, carry_out, key_of
 from prebled.bench.lab.search import MOST_STRIDES, STRIDE, highest
 from prebled.bench.replay import ReplayResult, replay
 from prebled.errors import SettingsError
@@ -117,13 +119,15 @@ def test_a_key_names_everything_that_a_run_depends_on() -> None:
         tiny(seed=1),
         tiny(rate_scale=1.5),
         tiny(limit=None),
+        tiny(asks="capacity"),
+        tiny(asks="goodput"),
     ]
     assert len({key_of(run) for run in [tiny(), tiny(), *others]}) == 1 + len(others)
 
 
 def test_outcomes_of_other_code_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Notebook(tmp_path).add(outcome(key=key_of(tiny())))
-    monkeypatch.setattr(runs, "fingerprint", lambda: "other")
+    monkeypatch.setattr(crew_module, "fingerprint", lambda: "other")
     assert Notebook(tmp_path).get(tiny()) is None
 
 
@@ -133,7 +137,7 @@ def test_the_fingerprint_follows_the_code_that_decides(tmp_path: Path, monkeypat
     for name in names:
         (package / name).parent.mkdir(parents=True, exist_ok=True)
         (package / name).write_text("before")
-    monkeypatch.setattr(runs.prebled, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr(crew_module.prebled, "__file__", str(package / "__init__.py"))
     before = fingerprint()
     changed = []
     for name in names:
@@ -203,10 +207,50 @@ def test_a_crew_carries_out_what_is_not_known(tmp_path: Path) -> None:
         assert crew.run(tiny()) == first
         with pytest.raises(SettingsError, match="policy 'nearest'"):
             crew.map(crew.run, [tiny(Setup("nearest", "nearest"))])
-        with pytest.raises(runs.Stopped):
+        with pytest.raises(crew_module.Stopped):
             crew.run(tiny(seed=1))
     assert told == [key_of(tiny())]
     assert Notebook(tmp_path).get(tiny()) == first
+
+
+def test_a_crew_tries_out_what_may_be_far_beyond(tmp_path: Path) -> None:
+    whole = tiny(workers=1, rate_scale=100.0, limit=400)
+    beyond = msgspec.structs.replace(whole, asks="capacity")
+    told: list[str] = []
+    with Crew(Notebook(tmp_path), 1, lambda found: told.append(found.key)) as crew:
+        assert crew.try_out(beyond) is None
+        assert crew.try_out(beyond) is None
+        assert not crew.run(whole).is_stable
+        found = crew.try_out(tiny(rate_scale=0.1, asks="goodput"))
+        assert found is not None
+        assert found.is_good
+    assert told == [key_of(beyond), key_of(whole), found.key]
+    assert isinstance(Notebook(tmp_path).get(beyond), runs.Overload)
+
+
+# --- the campaign ---
+
+
+class LimitedCrew(Crew):
+    """Knows without replaying: every policy keeps up to a rate of 4, and far beyond it a run that asks is given up."""
+
+    def run(self, run: Run) -> runs.Outcome:
+        ttft_s = 1.0 if run.rate_scale <= 4.0 else 20.0
+        return outcome(run.setup.label, ttft=ttft_s, rate_scale=run.rate_scale, rate=10 * run.rate_scale)
+
+    def try_out(self, run: Run) -> runs.Outcome | None:
+        return self.run(run) if run.rate_scale <= 5.0 else None
+
+
+def test_what_was_given_up_is_in_no_curve(tmp_path: Path) -> None:
+    crew = LimitedCrew(Notebook(tmp_path), 1, lambda found: None)
+    plan = Plan(workers=(4,), policies=("e2", "round-robin"), parts_on=0)
+    (found,) = run_campaign(crew, [TINY], plan)
+    for policy in ("e2", "round-robin"):
+        assert 40 / 1.03 < found.capacity[policy] <= 40
+        rates = [at.rate for at in found.curves[policy]]
+        assert rates == sorted(rates)
+        assert 40 < rates[-1] <= 50
 
 
 # --- cases ---

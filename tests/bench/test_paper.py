@@ -11,7 +11,8 @@ from lab_outcomes import outcome
 
 from prebled.bench import paper_setups
 from prebled.bench.generators import parse_workload
-from prebled.bench.lab.runs import Crew, Notebook, Outcome, Run
+from prebled.bench.lab.crew import Crew, Notebook
+from prebled.bench.lab.runs import Outcome, Run
 from prebled.bench.paper import Comparison, Trial, compare
 from prebled.bench.paper_page import page
 from prebled.bench.paper_setups import SETUPS, Latency, Machines, PaperSetup

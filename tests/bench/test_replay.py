@@ -98,7 +98,7 @@ def test_with_room_for_all_every_known_prefix_is_hit() -> None:
 
 def test_with_steps_of_one_length_decoding_runs_share_them() -> None:
     """Both prompts are computed in one step, then both decode together until the first ends."""
-    result = run(trace(request(0.0, 40, 10, []), request(0.0, 60, 30, [])))
+    result = run(trace(request(0.0, 40, 10, ["one"]), request(0.0, 60, 30, ["other"])))
     prefill_s = COST.prefill_base_s + COST.prefill_token_s * 100
     prefill_s = max(prefill_s, COST.prefill_floor_s)
     prefill_s += COST.prefill_context_s * 100 + COST.prefill_token_context_s * (40 * 40 + 60 * 60)

@@ -1,4 +1,4 @@
-"""Runs for the simulated engine, and what it must answer, worked out without it."""
+"""Runs for the simulated engine, a model of it that is watched, and what it must answer, worked out without it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import xxhash
 
 from prebled.core.cost import profile
 from prebled.core.types import RunId
-from prebled.messages import KvChange, KvCleared, KvRemoved, Sampling, Submit
+from prebled.messages import KvChange, KvCleared, KvRemoved, Sampling, StepSample, Submit
 from prebled.settings import SimSettings
+from prebled.worker.engine import RunDone
 from prebled.worker.sim_model import SimModel, Vocabulary
 
 VOCAB_SIZE = 1000
@@ -52,6 +53,55 @@ def sim_model(block_tokens: int = 16, queue_policy: str = "groups", **settings: 
         cost=COST,
         queue_policy=queue_policy,
     )
+
+
+class Watched:
+    """A model whose steps are checked and kept."""
+
+    def __init__(self, model: SimModel) -> None:
+        self.model = model
+        self.tokens: dict[str, list[int]] = {}
+        self.cached: dict[str, int] = {}
+        self.ends: dict[str, RunDone] = {}
+        self.changes: list[KvChange] = []
+        self.samples: list[StepSample] = []
+
+    def submit(self, *submits: Submit) -> None:
+        self.tokens.update({one.run_id: [] for one in submits})
+        self.model.submit(submits)
+
+    def step(self) -> float:
+        before = self.model.load()
+        step, duration_s = self.model.step()
+        assert step.samples or not before.queued + before.running, "idle while somebody waits"
+        self.model.check_invariants()
+        load = self.model.load()
+        assert 0 <= load.kv_used_tokens <= self.model.capacity.kv_tokens
+        assert not step.failed
+        self.changes += step.kv
+        self.samples += step.samples
+        for chunk in step.chunks:
+            assert chunk.run_id not in self.ends, "tokens after the end"
+            assert (chunk.cached_tokens >= 0) == (chunk.run_id not in self.cached)
+            self.cached.setdefault(chunk.run_id, chunk.cached_tokens)
+            self.tokens[chunk.run_id] += chunk.tokens
+        for end in step.done:
+            assert end.run_id not in self.ends, "ended twice"
+            assert end.output_tokens == len(self.tokens[end.run_id])
+            self.ends[end.run_id] = end
+        return duration_s
+
+    def finish(self, most_steps: int = 5000) -> float:
+        seconds = 0.0
+        for _ in range(most_steps):
+            if self.model.is_idle:
+                return seconds
+            seconds += self.step()
+        raise AssertionError(f"not through after {most_steps} steps: {self.model.load()}")
+
+
+def watched(**options: object) -> Watched:
+    return Watched(sim_model(**options))  # type: ignore[arg-type]
 
 
 def held_by(changes: Iterable[KvChange]) -> set[bytes]:

@@ -7,61 +7,25 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sim_runs import COST, EOS_TOKEN_IDS, VOCAB_SIZE, expected_tokens, held_by, prompt, sim_model, submit, token_bytes
+from sim_runs import (
+    COST,
+    EOS_TOKEN_IDS,
+    VOCAB_SIZE,
+    Watched,
+    expected_tokens,
+    held_by,
+    prompt,
+    sim_model,
+    submit,
+    token_bytes,
+    watched,
+)
 
 from prebled.core.blocks import hash_path, namespace_seed
 from prebled.core.types import RunId
 from prebled.errors import SettingsError
-from prebled.messages import KvChange, KvStored, StepSample, Submit
-from prebled.worker.engine import RunDone
-from prebled.worker.sim_model import EOS_ONE_IN, SimModel, Vocabulary
-
-
-class Watched:
-    """A model whose steps are checked and kept."""
-
-    def __init__(self, model: SimModel) -> None:
-        self.model = model
-        self.tokens: dict[str, list[int]] = {}
-        self.cached: dict[str, int] = {}
-        self.ends: dict[str, RunDone] = {}
-        self.changes: list[KvChange] = []
-        self.samples: list[StepSample] = []
-
-    def submit(self, *submits: Submit) -> None:
-        self.tokens.update({one.run_id: [] for one in submits})
-        self.model.submit(submits)
-
-    def step(self) -> float:
-        step, duration_s = self.model.step()
-        self.model.check_invariants()
-        load = self.model.load()
-        assert 0 <= load.kv_used_tokens <= self.model.capacity.kv_tokens
-        assert not step.failed
-        self.changes += step.kv
-        self.samples += step.samples
-        for chunk in step.chunks:
-            assert chunk.run_id not in self.ends, "tokens after the end"
-            assert (chunk.cached_tokens >= 0) == (chunk.run_id not in self.cached)
-            self.cached.setdefault(chunk.run_id, chunk.cached_tokens)
-            self.tokens[chunk.run_id] += chunk.tokens
-        for end in step.done:
-            assert end.run_id not in self.ends, "ended twice"
-            assert end.output_tokens == len(self.tokens[end.run_id])
-            self.ends[end.run_id] = end
-        return duration_s
-
-    def finish(self, most_steps: int = 5000) -> float:
-        seconds = 0.0
-        for _ in range(most_steps):
-            if self.model.is_idle:
-                return seconds
-            seconds += self.step()
-        raise AssertionError(f"not through after {most_steps} steps: {self.model.load()}")
-
-
-def watched(**options: object) -> Watched:
-    return Watched(sim_model(**options))  # type: ignore[arg-type]
+from prebled.messages import KvStored, StepSample, Submit
+from prebled.worker.sim_model import EOS_ONE_IN, Vocabulary
 
 
 def test_the_answer_is_the_function_of_all_tokens_so_far() -> None:
@@ -108,7 +72,7 @@ def test_a_stop_token_ends_the_run_with_it_and_is_ignored_with_the_end_of_sequen
 
 
 def test_a_prompt_is_shared_from_the_end_of_the_step_that_computes_it() -> None:
-    engine = watched()
+    engine = watched(queue_policy="fcfs")
     asked = prompt(1, 100)
     engine.submit(submit("a", asked, 30), submit("b", asked, 30))
     engine.step()
@@ -144,21 +108,6 @@ def test_the_output_is_cached_for_the_next_turn() -> None:
     engine.finish()
     # The last of the 100 tokens was never computed: its block is not whole.
     assert engine.cached["turn 2"] == 96
-
-
-def test_long_prompts_are_cut_and_decoding_goes_on_beside_them() -> None:
-    engine = watched(chunk_tokens=64)
-    engine.submit(submit("short", prompt(1, 10), 30))
-    engine.step()
-    engine.submit(submit("long", prompt(2, 200), 2), submit("behind", prompt(3, 5), 2))
-    before = len(engine.tokens["short"])
-    for step in range(1, 4):
-        engine.step()
-        assert len(engine.tokens["short"]) == before + step, "decoding waits for a prompt"
-        assert not engine.tokens["long"]
-        assert engine.model.load().queued == 1, "nothing is left of the budget for the run behind"
-    engine.step()  # 3 * 63 + 11 = 200: the rest of the budget is for the next
-    assert len(engine.tokens["long"]) == len(engine.tokens["behind"]) == 1
 
 
 def test_steps_take_what_the_profile_says() -> None:
@@ -398,39 +347,3 @@ def test_whatever_happens_blocks_are_kept_and_every_run_ends_once(
             assert end.reason == ("stop" if answer[-1] in stops else "length")
         assert 0 <= end.cached_tokens < end.prompt_tokens
         assert end.cached_tokens % life.model.capacity.block_tokens == 0
-
-
-def test_without_mixed_chunks_prompts_go_first_and_nobody_decodes_beside_them() -> None:
-    engine = watched(mixed_chunks=False, chunk_tokens=32)
-    engine.submit(submit("first", prompt(1, 20), 10))
-    engine.step()
-    engine.step()
-    assert len(engine.tokens["first"]) == 2
-    engine.submit(submit("second", prompt(2, 80), 3))
-    for _ in range(3):  # 32, 32 and 16 tokens
-        engine.step()
-    assert (len(engine.tokens["first"]), len(engine.tokens["second"])) == (2, 1)
-    engine.finish()
-    assert [(one.new_tokens, one.sequences) for one in engine.samples[:6]] == [
-        (20, 0),
-        (0, 1),
-        (32, 0),
-        (32, 0),
-        (16, 0),
-        (0, 2),
-    ]
-    for run_id, tokens, made in (("first", prompt(1, 20), 10), ("second", prompt(2, 80), 3)):
-        assert engine.tokens[run_id] == expected_tokens(tokens, made)
-
-
-@pytest.mark.parametrize("queue_policy", ["groups", "fcfs"])
-def test_without_mixed_chunks_a_full_cache_loses_nothing(queue_policy: str) -> None:
-    settings_of = {"mixed_chunks": False, "kv_tokens": 256, "context_tokens": 256, "chunk_tokens": 48, "max_running": 6}
-    engine = watched(queue_policy=queue_policy, **settings_of)
-    prompts = {str(seed): prompt(seed % 3, 40 + 8 * (seed % 5)) for seed in range(12)}
-    engine.submit(*(submit(run_id, tokens, 60, ignore_eos=False) for run_id, tokens in prompts.items()))
-    engine.finish()
-    assert engine.model.retractions > 0
-    for run_id, tokens in prompts.items():
-        assert engine.tokens[run_id] == expected_tokens(tokens, 60, EOS_TOKEN_IDS)
-    assert all(not (one.new_tokens and one.sequences) for one in engine.samples)

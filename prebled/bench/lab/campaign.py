@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from typing import Literal
 
 import msgspec
 
 from prebled.bench.lab.cases import Case
-from prebled.bench.lab.runs import Crew, Outcome, Run, Setup
+from prebled.bench.lab.crew import Crew
+from prebled.bench.lab.runs import Outcome, Run, Setup
 from prebled.bench.lab.search import highest
 from prebled.core.policies import POLICIES
 from prebled.errors import SettingsError
@@ -81,8 +83,8 @@ class Cell(msgspec.Struct, frozen=True):
 class CellResult(msgspec.Struct, frozen=True):
     """`capacity` and `goodput`: requests a second by policy. `grid`: by load, then policy. `at_round_robin`: round
     robin and ours at 95 % of round robin's capacity, empty where that is not known. `curves`: by policy, all rates that
-    were tried for its capacity and goodput, upwards; empty where another seed's are used. `parts`: the ablations at
-    80 % of the best capacity, by label; empty but for one seed and worker count."""
+    were tried for its capacity and goodput and replayed to the end, upwards; empty where another seed's are used.
+    `parts`: the ablations at 80 % of the best capacity, by label; empty but for one seed and worker count."""
 
     cell: Cell
     capacity: dict[str, float]
@@ -121,7 +123,7 @@ def run_campaign(crew: Crew, cases: Sequence[Case], plan: Plan) -> list[CellResu
 
 
 class _Limits(msgspec.Struct, frozen=True):
-    """Rate scales, and the outcomes of all rates that were tried."""
+    """Rate scales, and the outcomes of all rates that were tried and replayed to the end."""
 
     capacity: float
     goodput: float
@@ -131,15 +133,24 @@ class _Limits(msgspec.Struct, frozen=True):
 def _limits(crew: Crew, plan: Plan, cell: Cell, policy: str, guess: float) -> _Limits:
     tried: dict[float, Outcome] = {}
 
-    def at(scale: float) -> Outcome:
-        outcome = crew.run(Run(cell.case, SETUPS[policy], cell.workers, cell.seed, scale, plan.limit))
-        tried[scale] = outcome
+    def at(scale: float, asks: Literal["capacity", "goodput"]) -> Outcome | None:
+        if scale in tried:
+            return tried[scale]
+        outcome = crew.try_out(Run(cell.case, SETUPS[policy], cell.workers, cell.seed, scale, plan.limit, asks))
+        if outcome is not None:
+            tried[scale] = outcome
         return outcome
 
-    capacity = highest(lambda scale: at(scale).is_stable, guess, precision=PRECISION)
-    goodput = highest(
-        lambda scale: at(scale).is_good, capacity or guess, precision=PRECISION, most_strides=GOODPUT_STRIDES
-    )
+    def is_stable(scale: float) -> bool:
+        outcome = at(scale, "capacity")
+        return outcome is not None and outcome.is_stable
+
+    def is_good(scale: float) -> bool:
+        outcome = at(scale, "goodput")
+        return outcome is not None and outcome.is_good
+
+    capacity = highest(is_stable, guess, precision=PRECISION)
+    goodput = highest(is_good, capacity or guess, precision=PRECISION, most_strides=GOODPUT_STRIDES)
     return _Limits(capacity, goodput, [tried[scale] for scale in sorted(tried)])
 
 
