@@ -1,4 +1,4 @@
-"""The lab's parts: the search for limits, the notebook, what a run comes to, and what outcomes mean."""
+"""The lab's parts: the search for limits, the notebook, what a run comes to, the campaign and its cases."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 import msgspec
 import pytest
-from lab_outcomes import outcome, result
+from lab_outcomes import outcome
 
 from prebled.bench.lab import crew as crew_module
-from prebled.bench.lab import findings, runs, tables
-from prebled.bench.lab.campaign import Plan, own_parts, paper_parts, run_campaign
+from prebled.bench.lab import runs
+from prebled.bench.lab.campaign import Plan, run_campaign
 from prebled.bench.lab.cases import Case, cases
 from prebled.bench.lab.crew import Crew, Notebook, fingerprint
 from prebled.bench.lab.runs import Run, Setup, carry_out, key_of
@@ -272,87 +272,3 @@ def test_the_cases_of_a_folder_are_its_known_files(tmp_path: Path) -> None:
     assert [case.name for case in cases(tmp_path, ["gen-mixed", "synthetic"])] == ["gen-mixed", "synthetic"]
     with pytest.raises(SettingsError, match="case 'toolbench' is unknown; known are synthetic, "):
         cases(tmp_path, ["toolbench"])
-
-
-# --- findings ---
-
-
-def test_standings_are_ratios_to_the_best() -> None:
-    at = {"e2": outcome(ttft=1.1, e2e=2.0), "lmetric": outcome(ttft=1.0, e2e=3.0), "round-robin": outcome(ttft=2.0)}
-    found = {standing.metric: standing for standing in findings.standings([result({0.5: at})])}
-    assert list(found) == ["ttft_mean", "ttft_p99", "e2e_mean", "e2e_p99"]
-    assert (found["ttft_mean"].best, found["ttft_mean"].ratio) == ("lmetric", pytest.approx(1.1))
-    assert (found["e2e_mean"].best, found["e2e_mean"].ratio) == ("e2", 1.0)  # of equals, ours
-    assert findings.share_best(found.values()) == 0.5
-    assert findings.share_best([]) == 0.0
-
-
-def test_within_two_percent_counts_as_best() -> None:
-    at = {"e2": outcome(ttft=1.019, e2e=1.03), "lmetric": outcome(ttft=1.0, e2e=1.0)}
-    assert findings.share_best(findings.standings([result({0.5: at})])) == 0.5
-
-
-def test_factors_are_kept_by_seed() -> None:
-    at = {"e2": outcome()}
-    results = [
-        result({0.5: at}, seed=seed, at_round_robin={"round-robin": outcome(e2e=3.0 * (seed + 1)), "e2": outcome()})
-        for seed in range(2)
-    ]
-    (factor,) = findings.factors([*results, result({0.5: at}, case="other")])
-    assert (factor.case, factor.workers, factor.e2e_mean, factor.e2e_p99) == ("made", 4, [1.5, 3.0], [1.5, 3.0])
-
-
-def test_round_robin_is_compared_at_the_lowest_load() -> None:
-    low = {"e2": outcome(ttft=0.9), "round-robin": outcome(ttft=1.0)}
-    high = {"e2": outcome(ttft=5.0), "round-robin": outcome(ttft=1.0)}
-    found = {metric: ratio for _, metric, ratio in findings.against_round_robin([result({0.8: high, 0.5: low})])}
-    assert found["ttft_mean"] == pytest.approx(0.9)
-    assert findings.against_round_robin([result({0.5: {"e2": outcome()}})]) == []
-
-
-def test_limits_are_compared_with_the_best_rival() -> None:
-    assert findings.over_best_rival({"e2": 12.0, "dualmap": 10.0, "round-robin": 5.0}) == pytest.approx(1.2)
-    assert findings.over_best_rival({"e2": 12.0, "dualmap": 0.0}) == float("inf")
-
-
-def test_the_geometric_mean() -> None:
-    assert findings.geometric_mean([1.0, 4.0]) == pytest.approx(2.0)
-    assert findings.geometric_mean([2.0, float("inf"), 0.0]) == pytest.approx(2.0)
-    assert findings.geometric_mean([]) == 1.0
-
-
-def test_the_slowest_decision_is_ours() -> None:
-    at = {"e2": outcome(decide_p99_us=120.0, workers=8), "lmetric": outcome(decide_p99_us=500.0)}
-    slowest_us, where = findings.slowest_decision_us([result({0.5: at}), result({0.5: {"e2": outcome()}})])
-    assert (slowest_us, where.workers) == (120.0, 8)
-
-
-# --- the page ---
-
-
-def test_the_page_says_what_was_found() -> None:
-    parts = {setup.label: outcome(setup.label) for setup in (*paper_parts(), *own_parts())}
-    at = {"e2": outcome(ttft=1.2), "lmetric": outcome("lmetric", ttft=1.0, e2e=4.0), "round-robin": outcome(ttft=2.0)}
-    factors = {"round-robin": outcome(e2e=6.0), "e2": outcome()}
-    capacity = {"e2": 15.0, "lmetric": 10.0, "round-robin": 5.0}
-    results = [
-        result({0.5: at}, capacity=capacity, at_round_robin=factors, parts=parts),
-        result({0.5: at}, capacity=capacity, at_round_robin={"round-robin": outcome(e2e=8.0), "e2": outcome()}, seed=1),
-        result({0.5: at}, capacity=capacity, case="unseen", is_held_out=True),
-    ]
-    text = tables.page(results, Plan(seeds=(0, 1)), "prebled bench lab", "a machine")
-    assert "Made by `prebled bench lab` on a machine." in text
-    assert "Capacity of e2 over the best rival: 1.500x" in text
-    assert "in 50.0% of 12 comparisons (tuned on: 50.0% of 8; held out: 50.0% of 4)" in text
-    assert "more than 10 % behind in 6" in text
-    assert "| made | 4 | 15 | 10 | 5 | 1.50 |" in text
-    assert "| made | 4 | 3.50 (3.00 to 4.00) | 3.50 (3.00 to 4.00) |" in text
-    assert "| made | 4 | 0 | 50% | ttft mean | lmetric | 1.20 |" in text
-    assert "| 50% | ttft mean | 1.00 | 0.83 | 1.67 |" in text
-    assert "| case | exploit only | + L | + M | + P | + rebalance |" in text
-
-
-def test_a_page_without_losses_says_so() -> None:
-    text = tables.page([result({0.5: {"e2": outcome(), "lmetric": outcome(ttft=1.05)}})], Plan(), "", "")
-    assert "## Where e2 is more than 10 % behind the best\n\nNowhere." in text
-    assert "held out" not in text

@@ -54,7 +54,11 @@ def test_the_page_compares_the_policies_asked_for(lab: Lab) -> None:
     assert "| case | workers | e2 | round-robin | e2 / best rival |" in text
     assert "| load | metric | e2 | round-robin |" in text
     assert text.count("\n| toolbench | 2 |") >= 3  # capacity, goodput, factors
-    assert "of 24 comparisons" in text  # two seeds, three loads, four latencies
+    assert "of 12 comparisons" in text  # three loads, four latencies, each over two seeds
+    assert "% for seeds 0, 1 alone" in text
+    assert "| seed 1 alone |" in text
+    assert "x of round-robin's, the best rival over all cases" in text
+    assert "\n| e2 over it |  |  | " in text
     assert "| case | e2 | price 1 | no backlog | no sharing | no decode | fcfs queue |\n" in text
     assert str(lab.notebook) not in text
 
