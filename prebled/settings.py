@@ -45,7 +45,8 @@ class CoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     e2_backlog_price: Weight = 1.0  # ... and more per second of mean wait
     e2_sharing: Weight = 0.3  # how much each request in flight that shares the prefix lowers that
     e2_decode: Weight = 0.05  # what a second of prefill costs each sequence that decodes beside it
-    e2_decode_work: Weight = 0.05  # what a second of decode that a worker still has to do costs who comes there
+    e2_output: Weight = 0.25  # a second by which those who decode there will slow its own output
+    e2_room: Weight = 1.0  # a second that it would wait for room in the KV cache
     # `e2-paper`: Preble section 3.2
     paper_load: Weight = 1.0  # of L, M and P in a cost: 1 each in the paper; 0 leaves one out, to see what it is worth
     paper_eviction: Weight = 1.0

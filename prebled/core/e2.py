@@ -2,32 +2,34 @@
 
 The worker with the least cost takes the request, all that can hold it being asked:
 
-    cost(w) = wait(w) + p(w) + (base + backlog * mean_wait) / (1 + sharing * k) * r(w)
-              + decode * D(w) * p(w) + work * d(w)
+    cost(w) = wait(w) + room * f(w) + p(w) + (base + backlog * mean_wait) / (1 + sharing * k) * r(w)
+              + decode * D(w) * p(w) + output * o(w)
 
-wait: prefill seconds queued or running on w, as of now; p: prefill seconds of the request's uncached tokens there,
-prefixes in flight counting as cached; r: the same tokens' seconds on a worker of median speed; mean_wait: the mean of
-wait; D: sequences that decode on w; d: seconds of decode still to do there; k: requests in flight on the best holder
-that share at least half of what matched there. The weights are settings (`CoreSettings.e2_*`).
+wait: prefill seconds queued or running on w, as of now; f: seconds until its KV cache has room, 0 while it has; p:
+prefill seconds of the request's uncached tokens there, prefixes in flight counting as cached; r: the same tokens'
+seconds on a worker of median speed; mean_wait: the mean of wait; D: sequences that decode on w; o: seconds by which
+they will slow a mean output there; k: requests in flight on the best holder that share at least half of what matched
+there. The weights are settings (`CoreSettings.e2_*`).
 
 A second of recomputation delays everyone who comes later, not only this request, so it is priced at about three; more
 when all workers are behind (stick to the caches), less for a prefix that many ask for at once (copy it). What is priced
 so is the work that a cache would save, the same wherever it is done: a slow worker is not to be avoided more than its
 slowness costs (with p in place of r, requests would queue for the fast one while it stands idle). A prefill also slows
-the sequences that decode beside it, and its own output will share their steps for as long as they go on.
+the sequences that decode beside it, and these slow the output that follows it. Where long outputs fill a KV cache, what
+waits there has little prefill before it and waits all the same; so the wait for room is a term of its own.
 docs/decisions/0006 says what of Preble's E2 (section 3.2) this replaces.
 
 In the reasons a placement is called exploit if the chosen worker holds more of the prompt than it misses (the paper's
 test, on the worker that was chosen), explore otherwise. Where the best holder of more than half of the prompt was left
 for a worker that holds less, the reason names the term that did it: replicated (without its sharers the prefix would
-have stayed), else rebalanced (its queue is longer), else steered (more sequences decode there).
+have stayed), else rebalanced (its queue is longer, that for room included), else steered (more sequences decode there).
 """
 
 from __future__ import annotations
 
 from prebled.core.decisions import Mode
-from prebled.core.e2_terms import Terms, costs, terms_of
-from prebled.core.load import DECODE
+from prebled.core.e2_terms import Terms, Weights, costs, terms_of
+from prebled.core.load import OUTPUT, ROOM
 from prebled.core.sight import TIE_S, Choice, Sight, least, lowest
 from prebled.settings import CoreSettings
 
@@ -41,8 +43,7 @@ class E2:
         self._base = settings.e2_base_price
         self._backlog = settings.e2_backlog_price
         self._sharing = settings.e2_sharing
-        self._decode = settings.e2_decode
-        self._work = settings.e2_decode_work
+        self._weights = Weights(settings.e2_decode, settings.e2_output, settings.e2_room)
 
     def choose(self, sight: Sight) -> Choice:
         """See `Policy`."""
@@ -53,7 +54,7 @@ class E2:
             sharers = sight.sharing.count(sight.slots.item(best), sight.hashes, most // sight.block_tokens)
         dearness = self._base + self._backlog * seen.sum_wait_s / len(sight.ids)
         shared = dearness / (1 + self._sharing * sharers)
-        plain_s, total_s = costs(seen, sight, shared, self._decode, self._work)
+        plain_s, total_s = costs(seen, sight, shared, self._weights)
         chosen = least(total_s, last_booked)
         chosen_tokens = int(cached_tokens.item(chosen))
         mode: Mode = "exploit" if 2 * chosen_tokens > sight.prompt_tokens else "explore"
@@ -75,9 +76,10 @@ class E2:
                 f"replicated: {sharers} requests in flight on {ids[best]} share the prefix (k={sharers}); "
                 f"{ids[chosen]} computes {more} tokens of it anew"
             )
-        longer_s = seen.wait_s[best] - seen.wait_s[chosen]
-        slower_s = self._decode * (decoding[best] * seen.prefill_s[best] - decoding[chosen] * seen.prefill_s[chosen])
-        slower_s += self._work * (sight.loads[DECODE][best] - sight.loads[DECODE][chosen])
+        weights, outputs_s, rooms_s = self._weights, sight.loads[OUTPUT], sight.loads[ROOM]
+        longer_s = seen.wait_s[best] - seen.wait_s[chosen] + weights.room * (rooms_s[best] - rooms_s[chosen])
+        slower_s = weights.decode * (decoding[best] * seen.prefill_s[best] - decoding[chosen] * seen.prefill_s[chosen])
+        slower_s += weights.output * (outputs_s[best] - outputs_s[chosen])
         if longer_s >= slower_s:
             return f"rebalanced: {ids[best]} holds {more} more tokens, but its queue is {longer_s:.3g} s longer"
         return (

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from prebled.core.cost import prefill_seconds
-from prebled.core.load import BEHIND, DECODE, PREFILL_HALF_CONTEXT, PREFILL_TOKEN, SPEED, UNTIL
+from prebled.core.load import BEHIND, OUTPUT, PREFILL_HALF_CONTEXT, PREFILL_TOKEN, ROOM, SPEED, UNTIL
 from prebled.core.sight import FEW, Indices, Sight, Vector
 
 
@@ -66,18 +66,33 @@ def few_terms(sight: Sight) -> Terms:
     return Terms(wait_s, prefill_s, recomputed_s, math.fsum(wait_s), int(most), holders)
 
 
-def costs(terms: Terms, sight: Sight, dearness: float, decode: float, work: float) -> tuple[Vector, Vector]:
+class Weights(msgspec.Struct, frozen=True, gc=False):
+    """`decode`: of a second of prefill, for each sequence that decodes beside it; `output`: of a second by which the
+    request's own output is slowed; `room`: of a second of waiting for room in the KV cache."""
+
+    decode: float
+    output: float
+    room: float
+
+
+def costs(terms: Terms, sight: Sight, dearness: float, weights: Weights) -> tuple[Vector, Vector]:
     """For each candidate: what it costs but for the sequences that decode there, and with them. `dearness`: of a second
-    of recomputation, beyond that second; `decode`: of one more that each of the sequences is slowed by; `work`: of a
-    second of decode that is still to do."""
-    wait_s, prefill_s, recomputed_s = terms.wait_s, terms.prefill_s, terms.recomputed_s
+    of recomputation, beyond that second."""
+    wait_s, prefill_s, recomputed_s, loads = terms.wait_s, terms.prefill_s, terms.recomputed_s, sight.loads
+    decode, output, room = weights.decode, weights.output, weights.room
     if not isinstance(wait_s, list):
-        plain = wait_s + prefill_s + dearness * np.asarray(recomputed_s)
-        return plain, plain + decode * sight.decoding * prefill_s + work * sight.loads[DECODE]
+        plain = wait_s + prefill_s + dearness * np.asarray(recomputed_s) + room * loads[ROOM]
+        return plain, plain + decode * sight.decoding * prefill_s + output * loads[OUTPUT]
     plain_s, total_s = [], []
-    for wait, prefill, recomputed, decoding, decode_s in zip(
-        wait_s, prefill_s, recomputed_s, sight.decoding.tolist(), sight.loads[DECODE].tolist(), strict=True
+    for wait, prefill, recomputed, room_s, decoding, output_s in zip(
+        wait_s,
+        prefill_s,
+        recomputed_s,
+        loads[ROOM].tolist(),
+        sight.decoding.tolist(),
+        loads[OUTPUT].tolist(),
+        strict=True,
     ):
-        plain_s.append(own_s := wait + prefill + dearness * recomputed)
-        total_s.append(own_s + decode * decoding * prefill + work * decode_s)
+        plain_s.append(own_s := wait + prefill + dearness * recomputed + room * room_s)
+        total_s.append(own_s + decode * decoding * prefill + output * output_s)
     return plain_s, total_s

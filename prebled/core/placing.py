@@ -47,12 +47,13 @@ class Placer:
     def add_worker(self, worker: Worker) -> None:
         """A worker that starts empty and idle."""
         self._slot_count = max(self._slot_count, worker.slot + 1)
-        self.resize_worker(worker)
         self.loads.reset(worker.slot)
+        self.resize_worker(worker)
 
     def resize_worker(self, worker: Worker) -> None:
         """Its capacity is known, or has changed."""
         self.tree.set_capacity(worker.slot, worker.capacity.kv_tokens // self._block_tokens)
+        self.loads.resize(worker.slot, worker.capacity.kv_tokens)
 
     def forget_worker(self, worker: Worker) -> None:
         """Its cache is gone. Its requests have been released before."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from prebled.core.cost import PROFILES
 from prebled.core.decisions import Place
 from prebled.core.events import (
     RequestArrived,
@@ -36,6 +37,7 @@ def scheduler(policy: str = "e2", **options: int) -> GlobalScheduler:
         block_tokens=BLOCK,
         max_waiting=options.get("max_waiting", 100),
         retry_after_s=2.0,
+        cost=PROFILES["mistral-7b-a6000"],
     )
 
 

@@ -11,7 +11,9 @@ from prebled.core.load import (
     DECODE,
     DECODING,
     KV_TOKENS,
+    OUTPUT,
     REQUESTS,
+    ROOM,
     UNTIL,
     WAITING_TOKENS,
     Loads,
@@ -35,6 +37,8 @@ ROWS = {
     "waiting_tokens": WAITING_TOKENS,
     "kv_tokens": KV_TOKENS,
     "booked": BOOKED,
+    "output_s": OUTPUT,
+    "room_s": ROOM,
 }
 
 

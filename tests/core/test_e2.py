@@ -70,12 +70,20 @@ def test_sequences_that_decode_make_prefill_dearer() -> None:
     assert held.adjusted == ("steered: w0 holds 100 more tokens, but 60 sequences decode there, 0 on w1",)
 
 
-def test_decode_that_is_still_to_do_is_kept_away_from() -> None:
-    seen = sight([0, 0], prompt=100, wait_s=[0.0, 0.1], decode_s=[9.0, 3.0])
-    assert E2(CoreSettings(e2_decode_work=0.0)).choose(seen).chosen == 0
-    choice = E2(CoreSettings(e2_decode_work=0.05)).choose(seen)
-    assert (choice.chosen, choice.total_s[0] - choice.total_s[1]) == (1, pytest.approx(0.05 * 6 - 0.1))
+def test_an_output_goes_where_few_slow_it() -> None:
+    seen = sight([0, 0], prompt=100, wait_s=[0.0, 0.1], output_s=[0.9, 0.3])
+    assert E2(CoreSettings(e2_output=0.0)).choose(seen).chosen == 0
+    choice = E2(CoreSettings(e2_output=0.5)).choose(seen)
+    assert (choice.chosen, choice.total_s[0] - choice.total_s[1]) == (1, pytest.approx(0.5 * 0.6 - 0.1))
     assert choice.adjusted[0].startswith("steered: w0 would cost 0.1 s less")
+
+
+def test_a_full_cache_is_a_queue() -> None:
+    seen = sight([640, 0], wait_s=[0.5, 0.0], room_s=[3.0, 0.0])
+    assert E2(CoreSettings(e2_room=0.0)).choose(seen).chosen == 0
+    choice = POLICY.choose(seen)
+    assert choice.total_s == pytest.approx([0.5 + 3.0 + 0.36 * 3.25, 3.25])
+    assert choice.adjusted == ("rebalanced: w0 holds 640 more tokens, but its queue is 3.5 s longer",)
 
 
 def test_the_prefill_in_progress_shrinks_with_time() -> None:

@@ -10,7 +10,7 @@ from sights import path, sight
 from prebled.core import e2_terms
 from prebled.core.cost import CostModel
 from prebled.core.e2 import E2
-from prebled.core.e2_terms import costs, few_terms, many_terms
+from prebled.core.e2_terms import Weights, costs, few_terms, many_terms
 from prebled.core.sharing import Sharing
 from prebled.core.sight import TIE_S, Sight
 from prebled.settings import CoreSettings
@@ -22,7 +22,8 @@ workers = st.fixed_dictionaries(
         "wait_s": seconds,
         "until": seconds,
         "decoding": st.integers(0, 50).map(float),
-        "decode_s": seconds,
+        "output_s": seconds,
+        "room_s": seconds,
         "booked": st.integers(0, 5).map(float),
         "token_s": st.sampled_from([1e-3, 2e-3, 3.7e-5]),
         "attends_s": st.sampled_from([0.0, 1e-7, 3e-6]),
@@ -45,12 +46,15 @@ def sights(draw: st.DrawFn) -> Sight:
             slot: CostModel(0.0, 0.0, row["token_s"], 0.0, row["attends_s"], 0.0, 0.0, 0.0)
             for slot, row in enumerate(rows)
         },
-        **{name: [row[name] for row in rows] for name in ("wait_s", "until", "decoding", "decode_s", "booked")},
+        **{
+            name: [row[name] for row in rows]
+            for name in ("wait_s", "until", "decoding", "output_s", "room_s", "booked")
+        },
     )
 
 
-@given(sights(), st.floats(0, 1000), st.floats(0, 1), st.floats(0, 1))
-def test_floats_and_arrays_agree_to_the_last_digit(seen: Sight, dearness: float, decode: float, work: float) -> None:
+@given(sights(), st.floats(0, 1000), st.builds(Weights, st.floats(0, 1), st.floats(0, 1), st.floats(0, 2)))
+def test_floats_and_arrays_agree_to_the_last_digit(seen: Sight, dearness: float, weights: Weights) -> None:
     few, many = few_terms(seen), many_terms(seen)
     assert few.wait_s == list(many.wait_s)
     assert few.prefill_s == list(many.prefill_s)
@@ -58,8 +62,7 @@ def test_floats_and_arrays_agree_to_the_last_digit(seen: Sight, dearness: float,
     assert few.most == many.most
     assert list(few.holders) == list(many.holders) or not few.most  # nobody is asked where nothing is cached
     assert few.sum_wait_s == pytest.approx(many.sum_wait_s, rel=1e-12)
-    weights = (dearness, decode, work)
-    for one, other in zip(costs(few, seen, *weights), costs(many, seen, *weights), strict=True):
+    for one, other in zip(costs(few, seen, dearness, weights), costs(many, seen, dearness, weights), strict=True):
         assert one == list(other)
 
 

@@ -87,8 +87,8 @@ def test_load_falls_with_the_first_token_and_with_the_end() -> None:
     for name in ("w0", "w1"):
         subject.handle(ready(name), 0.0)
     place(subject, arrived("long", tokens((1, 20_000))))
-    assert place(subject, arrived("b", tokens((2, 100)))).placement.worker_id == "w1"
-    assert place(subject, arrived("c", tokens((3, 100)))).placement.worker_id == "w1"
+    assert place(subject, arrived("b", tokens((2, 1000)))).placement.worker_id == "w1"
+    assert place(subject, arrived("c", tokens((3, 1000)))).placement.worker_id == "w1"
     subject.handle(FirstToken(RequestId("long"), 0), 1.0)
     subject.handle(TokensMade(RequestId("long"), 9), 1.0)
     assert place(subject, arrived("d", tokens((4, 100)))).placement.worker_id == "w0"

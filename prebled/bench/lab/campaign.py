@@ -68,6 +68,8 @@ def own_parts() -> list[Setup]:
         Setup("no backlog", OURS, {"e2_backlog_price": 0.0}),
         Setup("no sharing", OURS, {"e2_sharing": 0.0}),
         Setup("no decode", OURS, {"e2_decode": 0.0}),
+        Setup("no output", OURS, {"e2_output": 0.0}),
+        Setup("no room", OURS, {"e2_room": 0.0}),
         Setup("fcfs queue", OURS, {}, "fcfs"),
     ]
 
