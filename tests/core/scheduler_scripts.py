@@ -31,6 +31,7 @@ CAPACITY = Capacity(
 
 
 def scheduler(policy: str = "e2", **options: int) -> GlobalScheduler:
+    """Priced as a GPU is: on the toy profile one sequence that decodes outweighs the prefill of a short prompt."""
     return GlobalScheduler(
         make_policy(policy, CoreSettings()),
         CoreSettings(park_s=5.0),

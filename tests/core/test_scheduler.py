@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from scheduler_scripts import BLOCK, SHARED, arrived, place, ready, scheduler, tokens
 
 from prebled.core.decisions import AbortRun, Continue, Place, Reject
@@ -99,6 +100,19 @@ def test_load_falls_with_the_first_token_and_with_the_end() -> None:
     assert last.worker_id == "w1"  # both idle: the one that was given a request longest ago
     assert [c.load_s for c in last.candidates] == [0.0, 0.0]
     subject.check_invariants()
+
+
+@pytest.mark.parametrize(("kv_used_tokens", "worker_id"), [(3_000, "w0"), (64_000, "w1")])
+def test_a_prefix_is_left_where_the_worker_reports_a_full_cache(kv_used_tokens: int, worker_id: str) -> None:
+    """With one request that decodes and nothing queued there."""
+    subject = scheduler()
+    for name in ("w0", "w1"):
+        subject.handle(ready(name), 0.0)
+    prompt = tokens((1, 2000))
+    assert place(subject, arrived("first", prompt)).placement.worker_id == "w0"
+    subject.handle(FirstToken(RequestId("first"), 0), 1.0)
+    subject.handle(WorkerLoad(WorkerId("w0"), 0, 1, kv_used_tokens), 1.0)
+    assert place(subject, arrived("again", prompt)).placement.worker_id == worker_id
 
 
 def test_refusals_say_why_with_numbers() -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import product
-from math import exp, fsum, log
+from math import inf
+from statistics import geometric_mean as positive_mean
 
 import msgspec
 
@@ -149,7 +150,7 @@ def _by_place(results: Iterable[CellResult]) -> list[list[CellResult]]:
 def over_best_rival(limits: dict[str, float]) -> float:
     """`e2` over the best of the others, infinite where none of them has a limit."""
     best = max(limit for name, limit in limits.items() if name != OURS)
-    return limits[OURS] / best if best else float("inf")
+    return limits[OURS] / best if best else inf
 
 
 def over_best_rivals(places: Iterable[dict[str, float]]) -> float:
@@ -177,8 +178,8 @@ def without_limit(places: Iterable[dict[str, float]]) -> int:
 
 def geometric_mean(values: Iterable[float]) -> float:
     """Of those that are neither 0 nor infinite; 1.0 for none."""
-    logs = [log(value) for value in values if 0 < value < float("inf")]
-    return exp(fsum(logs) / len(logs)) if logs else 1.0
+    counted = [value for value in values if 0 < value < inf]
+    return positive_mean(counted) if counted else 1.0
 
 
 def _over(figures: dict[str, float], policy: str) -> float:
