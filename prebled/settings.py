@@ -20,6 +20,7 @@ Seconds: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
 SecondsOrNone: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 Factor: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
 Weight: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+Share: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "engine": ("sglang", "sim"),
@@ -42,11 +43,12 @@ class CoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     profile: str = ""  # what work costs until a worker's steps tell, a name in prebled.core.cost; empty: by the engine
     # `e2`, the policy of prebled.core.e2; values found by simulation, docs/decisions/0006
     e2_base_price: Weight = 2.0  # what a second of recomputation costs those who come later
-    e2_backlog_price: Weight = 1.0  # ... and more per second of mean wait
-    e2_sharing: Weight = 0.3  # how much each request in flight that shares the prefix lowers that
-    e2_decode: Weight = 0.05  # what a second of prefill costs each sequence that decodes beside it
-    e2_output: Weight = 0.25  # a second by which those who decode there will slow its own output
-    e2_room: Weight = 1.0  # a second that it would wait for room in the KV cache
+    e2_backlog_price: Weight = 3.0  # ... and more per second that one waits even on the idlest worker
+    e2_sharing: Weight = 0.2  # how much each request in flight that shares the prefix lowers that
+    e2_decode: Weight = 0.05  # what a second of prefill costs each sequence that decodes beside it, or will
+    e2_output: Weight = 0.25  # a second by which those in flight there will slow its own output
+    e2_overtaking: Share = 0.7  # of a worker's queue, what a request overtakes that is cached whole; 0 for fcfs queues
+    e2_overtaken: Weight = 1.0  # what a second of its prefill then costs each who waits there; 0 for fcfs queues
     # `e2-paper`: Preble section 3.2
     paper_load: Weight = 1.0  # of L, M and P in a cost: 1 each in the paper; 0 leaves one out, to see what it is worth
     paper_eviction: Weight = 1.0

@@ -2,35 +2,38 @@
 
 The worker with the least cost takes the request, all that can hold it being asked:
 
-    cost(w) = wait(w) + room * f(w) + p(w) + (base + backlog * mean_wait) / (1 + sharing * k) * r(w)
-              + decode * D(w) * p(w) + output * o(w)
+    cost(w) = wait(w) - overtaking * c(w) * b(w) + p(w) + (base + backlog * least_wait) / (1 + sharing * k) * r(w)
+              + (decode * (D(w) + 2 Q(w)) + overtaken * c(w) * Q(w)) * p(w) + output * o(w)
 
-wait: prefill seconds queued or running on w, as of now; f: seconds until its KV cache has room, 0 while it has; p:
-prefill seconds of the request's uncached tokens there, prefixes in flight counting as cached; r: the same tokens'
-seconds on a worker of median speed; mean_wait: the mean of wait; D: sequences that decode on w; o: seconds by which
-they will slow a mean output there; k: requests in flight on the best holder that share at least half of what matched
-there. The weights are settings (`CoreSettings.e2_*`).
+wait: prefill seconds queued or running on w, as of now, b: those behind the prefill in progress; c: the cached share of
+the prompt there, prefixes in flight counting as cached; p: prefill seconds of its uncached tokens, r: the same tokens'
+seconds on a worker of median speed; least_wait: the least wait of all; k: requests in flight on the best holder that
+share at least half of what matched there; Q: requests in flight on w without a first token, D: sequences that decode
+there; o: seconds by which both will slow a mean output. The weights are settings (`CoreSettings.e2_*`).
 
 A second of recomputation delays everyone who comes later, not only this request, so it is priced at about three; more
-when all workers are behind (stick to the caches), less for a prefix that many ask for at once (copy it). What is priced
+when every worker is behind (stick to the caches), less for a prefix that many ask for at once (copy it). What is priced
 so is the work that a cache would save, the same wherever it is done: a slow worker is not to be avoided more than its
-slowness costs (with p in place of r, requests would queue for the fast one while it stands idle). A prefill also slows
-the sequences that decode beside it, and these slow the output that follows it. Where long outputs fill a KV cache, what
-waits there has little prefill before it and waits all the same; so the wait for room is a term of its own.
+slowness costs (with p in place of r, requests would queue for the fast one while it stands idle).
+
+A worker's queue is in the order of cached shares (`core.local_scheduler`): a request overtakes the more of those queued
+the more of its prompt is cached there. It waits for the rest only, and those overtaken wait for it. A prefill also
+slows the sequences that decode beside it, and they the output that follows it. Who still waits counts twice: all of its
+output is to come, of one who decodes half on average.
+
 docs/decisions/0006 says what of Preble's E2 (section 3.2) this replaces.
 
 In the reasons a placement is called exploit if the chosen worker holds more of the prompt than it misses (the paper's
 test, on the worker that was chosen), explore otherwise. Where the best holder of more than half of the prompt was left
 for a worker that holds less, the reason names the term that did it: replicated (without its sharers the prefix would
-have stayed), else rebalanced (its queue is longer, that for room included), else steered (more sequences decode there).
+have stayed), else rebalanced (its queue is longer), else steered (more requests are in flight there).
 """
 
 from __future__ import annotations
 
 from prebled.core.decisions import Mode
 from prebled.core.e2_terms import Terms, Weights, costs, terms_of
-from prebled.core.load import OUTPUT, ROOM
-from prebled.core.sight import TIE_S, Choice, Sight, least, lowest
+from prebled.core.sight import TIE_S, Choice, Sight, Vector, least, lowest
 from prebled.settings import CoreSettings
 
 
@@ -43,7 +46,7 @@ class E2:
         self._base = settings.e2_base_price
         self._backlog = settings.e2_backlog_price
         self._sharing = settings.e2_sharing
-        self._weights = Weights(settings.e2_decode, settings.e2_output, settings.e2_room)
+        self._weights = Weights(settings.e2_decode, settings.e2_output, settings.e2_overtaking, settings.e2_overtaken)
 
     def choose(self, sight: Sight) -> Choice:
         """See `Policy`."""
@@ -52,7 +55,7 @@ class E2:
         if most:
             best = least(seen.wait_s, last_booked, seen.holders)
             sharers = sight.sharing.count(sight.slots.item(best), sight.hashes, most // sight.block_tokens)
-        dearness = self._base + self._backlog * seen.sum_wait_s / len(sight.ids)
+        dearness = self._base + self._backlog * seen.least_wait_s
         shared = dearness / (1 + self._sharing * sharers)
         plain_s, total_s = costs(seen, sight, shared, self._weights)
         chosen = least(total_s, last_booked)
@@ -62,36 +65,35 @@ class E2:
         if 2 * most > sight.prompt_tokens and chosen_tokens < most:
             cold, recomputed_s = dearness - shared, seen.recomputed_s  # by how much sharers made a second cheaper
             kept = total_s[best] + cold * recomputed_s[best] <= total_s[chosen] + cold * recomputed_s[chosen]
-            adjusted = (self._left(sight, seen, best, chosen, sharers if kept else 0),)
+            adjusted = (_left(sight, seen, (plain_s, total_s), best, chosen, sharers if kept else 0),)
         elif plain_s[other := lowest(plain_s)] < plain_s[chosen] - TIE_S:
             adjusted = (_steered(sight, other, chosen, plain_s[chosen] - plain_s[other]),)
         return Choice(chosen, mode, seen.wait_s, seen.prefill_s, total_s, None, adjusted)
 
-    def _left(self, sight: Sight, seen: Terms, best: int, chosen: int, sharers: int) -> str:
-        """Why the best holder was left. `sharers`: as many as made the difference."""
-        ids, decoding = sight.ids, sight.decoding
-        more = int(sight.cached_tokens[best] - sight.cached_tokens[chosen])
-        if sharers:
-            return (
-                f"replicated: {sharers} requests in flight on {ids[best]} share the prefix (k={sharers}); "
-                f"{ids[chosen]} computes {more} tokens of it anew"
-            )
-        weights, outputs_s, rooms_s = self._weights, sight.loads[OUTPUT], sight.loads[ROOM]
-        longer_s = seen.wait_s[best] - seen.wait_s[chosen] + weights.room * (rooms_s[best] - rooms_s[chosen])
-        slower_s = weights.decode * (decoding[best] * seen.prefill_s[best] - decoding[chosen] * seen.prefill_s[chosen])
-        slower_s += weights.output * (outputs_s[best] - outputs_s[chosen])
-        if longer_s >= slower_s:
-            return f"rebalanced: {ids[best]} holds {more} more tokens, but its queue is {longer_s:.3g} s longer"
+
+def _left(sight: Sight, seen: Terms, costs_s: tuple[Vector, Vector], best: int, chosen: int, sharers: int) -> str:
+    """Why the best holder was left. `costs_s` as of `costs`; `sharers`: as many as made the difference."""
+    ids, requests = sight.ids, sight.requests
+    more = int(sight.cached_tokens[best] - sight.cached_tokens[chosen])
+    if sharers:
         return (
-            f"steered: {ids[best]} holds {more} more tokens, but {int(decoding[best])} sequences decode there, "
-            f"{int(decoding[chosen])} on {ids[chosen]}"
+            f"replicated: {sharers} requests in flight on {ids[best]} share the prefix (k={sharers}); "
+            f"{ids[chosen]} computes {more} tokens of it anew"
         )
+    plain_s, total_s = costs_s
+    longer_s = seen.wait_s[best] - seen.wait_s[chosen]
+    if longer_s >= total_s[best] - plain_s[best] - (total_s[chosen] - plain_s[chosen]):
+        return f"rebalanced: {ids[best]} holds {more} more tokens, but its queue is {longer_s:.3g} s longer"
+    return (
+        f"steered: {ids[best]} holds {more} more tokens, but {int(requests[best])} requests are in flight there, "
+        f"{int(requests[chosen])} on {ids[chosen]}"
+    )
 
 
 def _steered(sight: Sight, other: int, chosen: int, less_s: float) -> str:
-    """Where the sequences that decode decided between workers: who would have been chosen without them."""
-    decoding = sight.decoding
+    """Where the requests in flight decided between workers: who would have been chosen without them."""
+    requests = sight.requests
     return (
-        f"steered: {sight.ids[other]} would cost {less_s:.3g} s less, but {int(decoding[other])} sequences decode "
-        f"there, {int(decoding[chosen])} on {sight.ids[chosen]}"
+        f"steered: {sight.ids[other]} would cost {less_s:.3g} s less, but {int(requests[other])} requests are in "
+        f"flight there, {int(requests[chosen])} on {sight.ids[chosen]}"
     )

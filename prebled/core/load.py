@@ -9,10 +9,6 @@ Requests that a worker reports beyond those booked here (another daemon left the
 that a worker is busy with is not reported while it lasts: it is taken to be that of the request which waits longest,
 and to advance with time from the worker's last first token on, to its end at most. Knows nothing of prefixes.
 
-A worker may also run out of KV cache while it has little to compute: what waits there then waits for others to end.
-When that is so is estimated from what each request still needs of its own (its uncached prompt, what it has made, and
-as much again as is expected of it) and from what the worker reported beyond that: prefixes in use, mostly.
-
 Every worker has a cost model of its own, at first the one that all are given. A new model prices what is booked and
 counted from then on; what is booked stays as it was priced, so that sums and their parts agree.
 """
@@ -20,7 +16,6 @@ counted from then on; what is booked stays as it was priced, so that sums and th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import inf
 
 import msgspec
 import numpy as np
@@ -44,21 +39,16 @@ PREFILL_TOKEN, PREFILL_HALF_CONTEXT, DECODE_SEQUENCE, DECODE_CONTEXT, SPEED = ra
 """More of them: coefficients of the worker's cost model, as `prefill_seconds` and `decode_seconds` take them; and how
 many times as fast as the median worker it computes a prompt of `TYPICAL_TOKENS` (1 where all are alike)."""
 
-OUTPUT, ROOM = range(13, 15)
-"""And: by how many seconds a mean output is slowed by the sequences that decode there; seconds that a request would
-wait for room in the KV cache, as of the last change there."""
+OUTPUT = 13
+"""And: by how many seconds a mean output is slowed by the requests in flight there, once they all decode."""
 
-ROWS = 15
-
-FULL = 0.9
-"""Share of the KV cache from which on a worker counts as full: engines keep some for what will still be made."""
+ROWS = 14
 
 TYPICAL_TOKENS = 2048
 
 
 class Work(msgspec.Struct, eq=False):
-    """What one request still costs its worker, in seconds, and `needed_tokens` of its KV cache for itself alone.
-    `memory`: the policy's own note on it, if it keeps one."""
+    """What one request still costs its worker, in seconds. `memory`: the policy's own note on it, if it keeps one."""
 
     slot: int
     prompt_tokens: int
@@ -67,29 +57,21 @@ class Work(msgspec.Struct, eq=False):
     output_tokens: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
-    needed_tokens: int = 0
     sharing: tuple[bytes, ...] = ()
     memory: object = None
 
 
 class _Slot:
-    """The sums of one worker. `waiting`: booked here, without a first token, oldest first. Tokens of KV cache:
-    `full_tokens` from which on there is no room, infinite if unknown; `needed_tokens` of all in flight, each for
-    itself; `decoding_tokens`: of these, what the decoding ones hold; `shared_tokens`: held beyond that at the last
-    beat."""
+    """The sums of one worker. `waiting`: booked here, without a first token, oldest first."""
 
     __slots__ = (
         "cost",
         "decode_s",
-        "decoding_tokens",
         "foreign_decoding",
         "foreign_waiting",
-        "full_tokens",
         "kv_tokens",
-        "needed_tokens",
         "prefill_s",
         "requests",
-        "shared_tokens",
         "since",
         "waiting",
         "waiting_tokens",
@@ -103,10 +85,6 @@ class _Slot:
         self.decode_s = 0.0
         self.waiting_tokens = 0
         self.kv_tokens = 0
-        self.full_tokens = inf
-        self.needed_tokens = 0
-        self.decoding_tokens = 0
-        self.shared_tokens = 0
         self.since = 0.0
         self.foreign_waiting = 0
         self.foreign_decoding = 0
@@ -146,10 +124,6 @@ class Loads:
         self._write(slot, own)
         self.set_cost(slot, self._cost)
 
-    def resize(self, slot: int, total_tokens: int) -> None:
-        """How large the worker's KV cache is."""
-        self._slots[slot].full_tokens = FULL * total_tokens
-
     def cost(self, slot: int) -> CostModel:
         """What work costs the worker there."""
         return self._slots[slot].cost
@@ -188,27 +162,21 @@ class Loads:
         own.decode_s += decode_s
         own.waiting_tokens += uncached_tokens
         own.kv_tokens += prompt_tokens
-        own.needed_tokens += self._need(work)
         self._write(slot, own)
         return work
 
     def first_token(self, work: Work) -> None:
         """Its prompt is computed; what is next in line has just begun."""
         own = self._slots[work.slot]
-        if self._unqueue(own, work):
-            own.decoding_tokens += work.uncached_tokens + work.output_tokens
+        self._unqueue(own, work)
         own.since = self._now
         self._write(work.slot, own)
 
     def tokens_made(self, work: Work, output_tokens: int) -> None:
         """It has made so many tokens in all."""
         own = self._slots[work.slot]
-        more = output_tokens - work.output_tokens
-        own.kv_tokens += more
-        if work not in own.waiting:
-            own.decoding_tokens += more
+        own.kv_tokens += output_tokens - work.output_tokens
         work.output_tokens = output_tokens
-        own.needed_tokens += self._need(work)
         before_s = work.decode_s
         work.decode_s = self._decode_s(work, own)
         own.decode_s = max(own.decode_s + work.decode_s - before_s, 0.0)
@@ -217,11 +185,9 @@ class Loads:
     def release(self, work: Work) -> None:
         """It has left, one way or another."""
         own = self._slots[work.slot]
-        if not self._unqueue(own, work):
-            own.decoding_tokens -= work.uncached_tokens + work.output_tokens
+        self._unqueue(own, work)
         own.requests -= 1
         own.kv_tokens -= work.prompt_tokens + work.output_tokens
-        own.needed_tokens -= work.needed_tokens
         # Exactly nothing when the last one leaves: no drift of floats over the years.
         own.decode_s = max(own.decode_s - work.decode_s, 0.0) if own.requests else 0.0
         self._write(work.slot, own)
@@ -230,13 +196,14 @@ class Loads:
         """A request ended by itself after so many tokens."""
         self.mean_output_tokens += OUTPUT_MEMORY * (output_tokens - self.mean_output_tokens)
 
-    def report(self, slot: int, queued: int, running: int, kv_used_tokens: int) -> None:
-        """The worker itself counts so many requests, and so many tokens of KV cache in use."""
+    def report(self, slot: int, queued: int, running: int) -> None:
+        """The worker itself counts so many requests."""
         own = self._slots[slot]
         foreign = max(queued + running - own.requests, 0)
+        if not foreign and not own.foreign_waiting and not own.foreign_decoding:
+            return
         own.foreign_waiting = min(foreign, max(queued - len(own.waiting), 0))
         own.foreign_decoding = foreign - own.foreign_waiting
-        own.shared_tokens = max(kv_used_tokens - own.decoding_tokens, 0)
         self._write(slot, own)
 
     def check_invariants(self, slot: int, count: int, own_s: float) -> None:
@@ -248,28 +215,17 @@ class Loads:
         prefills = [work.prefill_s for work in own.waiting]
         assert self.seconds[slot] >= sum(prefills[1:]) + own.decode_s - 1e-9
         assert count or not self.table[KV_TOKENS, slot]
-        assert own.needed_tokens >= own.decoding_tokens >= 0
-        assert count or not own.needed_tokens
 
-    def _unqueue(self, own: _Slot, work: Work) -> bool:
-        """Its prefill is no longer to be done; whether it was until now."""
+    def _unqueue(self, own: _Slot, work: Work) -> None:
+        """Its prefill is no longer to be done."""
         if work not in own.waiting:
-            return False
+            return
         if next(iter(own.waiting)) is work:
             own.since = self._now
         del own.waiting[work]
         own.waiting_tokens -= work.uncached_tokens
         own.prefill_s = max(own.prefill_s - work.prefill_s, 0.0) if own.waiting else 0.0
         work.prefill_s = 0.0
-        return True
-
-    def _need(self, work: Work) -> int:
-        """Estimate anew how much KV cache the request needs for itself; by how much that has grown."""
-        # Outputs have long tails: one that has outlived the mean is expected to go on as long as it has gone so far.
-        made, before = work.output_tokens, work.needed_tokens
-        more = min(max(int(self.mean_output_tokens), made), work.max_tokens - made)
-        work.needed_tokens = work.uncached_tokens + made + max(more, 0)
-        return work.needed_tokens - before
 
     def _decode_s(self, work: Work, own: _Slot) -> float:
         # One that has outlived the mean is expected to go on as long as it has gone so far, up to the mean.
@@ -288,7 +244,7 @@ class Loads:
     def _write(self, slot: int, own: _Slot) -> None:
         waiting, decoding = own.foreign_waiting, own.foreign_decoding
         prefill_s, own_waiting = own.prefill_s + waiting * self._mean_prefill_s, own.waiting
-        behind, until, decode, decoding_row, requests, waiting_tokens, kv_tokens, *_, output, room = self._cells
+        behind, until, decode, decoding_row, requests, waiting_tokens, kv_tokens, *_, output = self._cells
         if own_waiting:
             behind_s = prefill_s - next(iter(own_waiting)).prefill_s
             behind[slot] = behind_s if behind_s > 0.0 else 0.0
@@ -297,21 +253,14 @@ class Loads:
             behind[slot] = prefill_s
             until[slot] = 0.0
         decode[slot] = own.decode_s + (waiting + decoding) * self._mean_decode_s
-        decoding_row[slot] = decoding = own.requests - len(own_waiting) + decoding
-        requests[slot] = own.requests + waiting + own.foreign_decoding
+        decoding_row[slot] = own.requests - len(own_waiting) + decoding
+        requests[slot] = in_flight = own.requests + waiting + decoding
         waiting_tokens[slot] = own.waiting_tokens
         kv_tokens[slot] = own.kv_tokens
-        cost, mean = own.cost, self.mean_output_tokens
-        slowed_s = cost.decode_sequence_s * decoding + cost.decode_context_s * own.kv_tokens
-        output[slot] = mean * slowed_s
-        lacking = own.shared_tokens + own.needed_tokens - own.full_tokens
-        if lacking <= 0 or not decoding:
-            room[slot] = 0.0
-        else:
-            # While a mean output is made, as many end as decode, and give back what they hold: so long it takes for
-            # each that waits to be one of them, and for what is lacking to be a share of that.
-            share = lacking / own.needed_tokens if own.needed_tokens else 0.0
-            room[slot] = max(share, (len(own_waiting) + waiting) / decoding) * mean * (cost.decode_base_s + slowed_s)
+        cost = own.cost
+        output[slot] = self.mean_output_tokens * (
+            cost.decode_sequence_s * in_flight + cost.decode_context_s * own.kv_tokens
+        )
 
 
 def wait_s(table: NDArray[np.float64] | Sequence[NDArray[np.float64]], now: float) -> NDArray[np.float64]:

@@ -53,7 +53,6 @@ class Placer:
     def resize_worker(self, worker: Worker) -> None:
         """Its capacity is known, or has changed."""
         self.tree.set_capacity(worker.slot, worker.capacity.kv_tokens // self._block_tokens)
-        self.loads.resize(worker.slot, worker.capacity.kv_tokens)
 
     def forget_worker(self, worker: Worker) -> None:
         """Its cache is gone. Its requests have been released before."""

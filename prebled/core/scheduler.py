@@ -243,7 +243,7 @@ class GlobalScheduler:
         if worker is None:
             return self._ignored(event)
         worker.queued, worker.running, worker.kv_used_tokens = event.queued, event.running, event.kv_used_tokens
-        self._placer.loads.report(worker.slot, event.queued, event.running, event.kv_used_tokens)
+        self._placer.loads.report(worker.slot, event.queued, event.running)
         return []
 
     def _kv_told(self, event: KvReported | KvSnapshotTaken) -> list[AnyDecision]:

@@ -13,7 +13,6 @@ from prebled.core.load import (
     KV_TOKENS,
     OUTPUT,
     REQUESTS,
-    ROOM,
     UNTIL,
     WAITING_TOKENS,
     Loads,
@@ -38,7 +37,6 @@ ROWS = {
     "kv_tokens": KV_TOKENS,
     "booked": BOOKED,
     "output_s": OUTPUT,
-    "room_s": ROOM,
 }
 
 

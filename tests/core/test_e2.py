@@ -15,12 +15,19 @@ POLICY = E2(CoreSettings())
 @pytest.mark.parametrize(
     ("cached", "wait_s", "total_s", "mode", "chosen"),
     [
-        # price 1 + 2 + mean wait
-        ([0, 0, 0], [0.3, 0.0, 0.0], [3.4, 3.1, 3.1], "explore", 1),
-        ([0, 400], [0.0, 0.8], [3.4, 0.8 + 0.6 * 3.4], "explore", 1),  # 400 tokens are worth 1.36 s
-        ([0, 400], [0.0, 1.8], [3.9, 1.8 + 0.6 * 3.9], "explore", 0),  # ... 1.56 s, and the queue is longer
+        # price 1 + 2 + 3 times the least wait; of a queue, 0.7 times the cached share is overtaken
+        ([0, 0, 0], [0.3, 0.0, 0.0], [3.3, 3.0, 3.0], "explore", 1),
+        ([0, 400], [0.0, 0.8], [3.0, 0.72 * 0.8 + 0.6 * 3.0], "explore", 1),  # 400 tokens are worth 1.2 s
+        ([0, 400], [0.0, 1.8], [3.0, 0.72 * 1.8 + 0.6 * 3.0], "explore", 0),  # ... and the queue is longer
+        ([0, 400], [0.4, 2.2], [4.6, 0.72 * 2.2 + 0.6 * 4.2], "explore", 1),  # ... 1.68 s where both are behind
         ([0, 600], [0.0, 0.0], [3.0, 1.2], "exploit", 1),
-        ([640, 640, 576], [0.5, 0.4, 0.3], [0.5 + 0.36 * 3.4, 0.4 + 0.36 * 3.4, 0.3 + 0.424 * 3.4], "exploit", 1),
+        (
+            [640, 640, 576],
+            [0.5, 0.4, 0.3],
+            [0.552 * 0.5 + 0.36 * 3.9, 0.552 * 0.4 + 0.36 * 3.9, 0.5968 * 0.3 + 0.424 * 3.9],
+            "exploit",
+            1,
+        ),
         ([999, 0, 0], [0.0, 0.0, 0.0], [0.003, 3.0, 3.0], "exploit", 0),
         ([500, 0], [0.0, 0.0], [1.5, 3.0], "explore", 0),  # followed, but no more is cached than missed
     ],
@@ -34,7 +41,7 @@ def test_costs(cached: list[int], wait_s: list[float], total_s: list[float], mod
 
 
 def test_a_longer_queue_rebalances() -> None:
-    choice = POLICY.choose(sight([640, 0], wait_s=[4.0, 0.0]))  # price 5: 640 tokens are worth 3.2 s
+    choice = POLICY.choose(sight([640, 0], wait_s=[4.0, 0.0]))  # 640 tokens are worth 1.92 s
     assert (choice.mode, choice.chosen) == ("explore", 1)
     assert choice.adjusted == ("rebalanced: w0 holds 640 more tokens, but its queue is 4 s longer",)
 
@@ -47,12 +54,12 @@ def test_a_lesser_holder_still_exploits_when_rebalanced() -> None:
 
 def test_sharers_make_a_copy_cheaper() -> None:
     sharing, hashes = Sharing(), path(1, 15)
-    seen = sight([960, 0], wait_s=[2.0, 0.0], hashes=hashes, sharing=sharing)
-    assert POLICY.choose(seen).chosen == 0  # 960 tokens are worth 0.96 * 4 s
+    seen = sight([960, 0], wait_s=[6.0, 0.0], hashes=hashes, sharing=sharing)
+    assert POLICY.choose(seen).chosen == 0  # 960 tokens are worth 0.96 * 3 s
     for _ in range(10):
         sharing.book(0, hashes)
-    choice = POLICY.choose(seen)  # ... 0.96 * (1 + 3 / 4) s
-    assert list(choice.total_s) == pytest.approx([2.0 + 0.04 * 1.75, 1.75])
+    choice = POLICY.choose(seen)  # ... 0.96 * (1 + 2 / 3) s
+    assert list(choice.total_s) == pytest.approx([0.328 * 6.0 + 0.04 * 5 / 3, 5 / 3])
     assert choice.chosen == 1
     assert choice.adjusted == (
         "replicated: 10 requests in flight on w0 share the prefix (k=10); w1 computes 960 tokens of it anew",
@@ -60,14 +67,14 @@ def test_sharers_make_a_copy_cheaper() -> None:
 
 
 def test_sequences_that_decode_make_prefill_dearer() -> None:
-    choice = POLICY.choose(sight([0, 0], decoding=[30, 10], wait_s=[0.0, 0.5]))
-    # price 3.25, and 0.05 for each sequence
-    assert list(choice.total_s) == pytest.approx([3.25 + 1.5, 0.5 + 3.25 + 0.5])
+    choice = POLICY.choose(sight([0, 0], requests=[30, 10], decoding=[30, 10], wait_s=[0.0, 0.5]))
+    # price 3, and 0.05 for each sequence
+    assert list(choice.total_s) == pytest.approx([3.0 + 1.5, 0.5 + 3.0 + 0.5])
     assert choice.chosen == 1
-    assert choice.adjusted == ("steered: w0 would cost 0.5 s less, but 30 sequences decode there, 10 on w1",)
-    held = POLICY.choose(sight([600, 500], decoding=[60, 0]))
+    assert choice.adjusted == ("steered: w0 would cost 0.5 s less, but 30 requests are in flight there, 10 on w1",)
+    held = POLICY.choose(sight([600, 500], requests=[60, 0], decoding=[60, 0]))
     assert held.chosen == 1
-    assert held.adjusted == ("steered: w0 holds 100 more tokens, but 60 sequences decode there, 0 on w1",)
+    assert held.adjusted == ("steered: w0 holds 100 more tokens, but 60 requests are in flight there, 0 on w1",)
 
 
 def test_an_output_goes_where_few_slow_it() -> None:
@@ -78,12 +85,23 @@ def test_an_output_goes_where_few_slow_it() -> None:
     assert choice.adjusted[0].startswith("steered: w0 would cost 0.1 s less")
 
 
-def test_a_full_cache_is_a_queue() -> None:
-    seen = sight([640, 0], wait_s=[0.5, 0.0], room_s=[3.0, 0.0])
-    assert E2(CoreSettings(e2_room=0.0)).choose(seen).chosen == 0
+def test_who_overtakes_waits_for_the_others_only_and_they_wait_for_it() -> None:
+    seen = sight([600, 0], requests=[10, 0], decoding=[4, 0], wait_s=[1.0, 0.0])
+    fcfs = E2(CoreSettings(e2_overtaking=0.0, e2_overtaken=0.0)).choose(seen)
+    # price 3; six wait and count twice, four decode
+    assert list(fcfs.total_s) == pytest.approx([1.0 + 0.4 * 3.0 + 0.05 * 16 * 0.4, 3.0])
+    ahead = E2(CoreSettings(e2_overtaken=0.0)).choose(seen)
+    assert ahead.total_s[0] == pytest.approx(fcfs.total_s[0] - 0.7 * 0.6 * 1.0)
     choice = POLICY.choose(seen)
-    assert choice.total_s == pytest.approx([0.5 + 3.0 + 0.36 * 3.25, 3.25])
-    assert choice.adjusted == ("rebalanced: w0 holds 640 more tokens, but its queue is 3.5 s longer",)
+    assert choice.total_s[0] == pytest.approx(ahead.total_s[0] + 0.6 * 6 * 0.4)
+    assert (fcfs.chosen, ahead.chosen, choice.chosen) == (0, 0, 1)
+    assert choice.adjusted == ("steered: w0 holds 600 more tokens, but 10 requests are in flight there, 0 on w1",)
+
+
+def test_the_prefill_in_progress_is_not_overtaken() -> None:
+    choice = POLICY.choose(sight([600, 0], wait_s=[1.0, 0.0], until=[9.0, 0.0], now=0.0))
+    assert choice.total_s[0] == pytest.approx(9.0 - 0.7 * 0.6 * 1.0 + 0.4 * 3.0)
+    assert choice.adjusted == ("rebalanced: w0 holds 600 more tokens, but its queue is 9 s longer",)
 
 
 def test_the_prefill_in_progress_shrinks_with_time() -> None:
@@ -94,11 +112,14 @@ def test_the_prefill_in_progress_shrinks_with_time() -> None:
 
 
 def test_every_weight_is_a_setting() -> None:
-    policy = E2(CoreSettings(e2_base_price=1.0, e2_backlog_price=2.0, e2_sharing=1.0, e2_decode=0.5))
+    weights = {"e2_decode": 0.5, "e2_output": 2.0, "e2_overtaking": 0.5, "e2_overtaken": 3.0}
+    policy = E2(CoreSettings(e2_base_price=1.0, e2_backlog_price=2.0, e2_sharing=1.0, **weights))
     sharing, hashes = Sharing(), path(1, 15)
     sharing.book(0, hashes)
-    seen = sight([500, 0], wait_s=[3.0, 1.0], decoding=[2, 0], hashes=hashes, sharing=sharing)
-    assert policy.choose(seen).total_s == pytest.approx([3.0 + 0.5 * 3.5 + 0.5, 1.0 + 3.5])
+    rows = {"wait_s": [3.0, 1.0], "requests": [3, 0], "decoding": [2, 0], "output_s": [0.1, 0.0]}
+    choice = policy.choose(sight([500, 0], hashes=hashes, sharing=sharing, **rows))
+    beside_s = (0.5 * (3 + 1) + 3.0 * 0.5 * 1) * 0.5
+    assert choice.total_s == pytest.approx([0.75 * 3.0 + 0.5 * 2.5 + beside_s + 2.0 * 0.1, 1.0 + 2.5])
 
 
 def test_landmarks_stand_for_at_least_half() -> None:

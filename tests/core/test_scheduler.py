@@ -102,16 +102,16 @@ def test_load_falls_with_the_first_token_and_with_the_end() -> None:
     subject.check_invariants()
 
 
-@pytest.mark.parametrize(("kv_used_tokens", "worker_id"), [(3_000, "w0"), (64_000, "w1")])
-def test_a_prefix_is_left_where_the_worker_reports_a_full_cache(kv_used_tokens: int, worker_id: str) -> None:
-    """With one request that decodes and nothing queued there."""
+@pytest.mark.parametrize(("queued", "worker_id"), [(0, "w0"), (200, "w1")])
+def test_a_prefix_is_left_where_the_worker_reports_a_long_queue(queued: int, worker_id: str) -> None:
+    """Of requests that were not placed here."""
     subject = scheduler()
     for name in ("w0", "w1"):
         subject.handle(ready(name), 0.0)
     prompt = tokens((1, 2000))
     assert place(subject, arrived("first", prompt)).placement.worker_id == "w0"
     subject.handle(FirstToken(RequestId("first"), 0), 1.0)
-    subject.handle(WorkerLoad(WorkerId("w0"), 0, 1, kv_used_tokens), 1.0)
+    subject.handle(WorkerLoad(WorkerId("w0"), queued, 1, 3_000), 1.0)
     assert place(subject, arrived("again", prompt)).placement.worker_id == worker_id
 
 

@@ -43,9 +43,9 @@ def test_each_candidate_is_priced_by_its_own_model() -> None:
 
 def test_recomputation_is_priced_alike_on_fast_and_slow_workers() -> None:
     seen = sight([0, 0, 500], costs={1: TWICE, 2: TWICE}, wait_s=[1.5, 0.0, 0.0])
-    # wait + own prefill + (2 + mean wait) * the seconds that the median worker, one of the slow ones, would take
+    # wait + own prefill + 2 * the seconds that the median worker, one of the slow ones, would take
     choice = E2(CoreSettings()).choose(seen)
-    assert list(choice.total_s) == pytest.approx([1.5 + 1 + 2.5 * 2, 2 + 2.5 * 2, 1 + 2.5 * 1])
+    assert list(choice.total_s) == pytest.approx([1.5 + 1 + 2 * 2, 2 + 2 * 2, 1 + 2 * 1])
     assert seen.speed.tolist() == pytest.approx([2, 1, 1])
     alike = sight([0, 0], costs={0: TWICE, 1: TWICE})
     assert alike.speed.tolist() == [1, 1]

@@ -69,7 +69,7 @@ def own_parts() -> list[Setup]:
         Setup("no sharing", OURS, {"e2_sharing": 0.0}),
         Setup("no decode", OURS, {"e2_decode": 0.0}),
         Setup("no output", OURS, {"e2_output": 0.0}),
-        Setup("no room", OURS, {"e2_room": 0.0}),
+        Setup("no overtaking", OURS, {"e2_overtaking": 0.0, "e2_overtaken": 0.0}),
         Setup("fcfs queue", OURS, {}, "fcfs"),
     ]
 

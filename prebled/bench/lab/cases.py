@@ -72,11 +72,17 @@ _GENERATED = (
     Case("mixed-bursts", "workload:toolbench*3+videoqa+programming?arrivals=azure"),
 )
 
+MIXED = (
+    Case("gen-bursts", "workload:videoqa+toolbench*2?arrivals=azure"),
+    Case("gen-mixed", "workload:programming+embodied*3+toolbench"),
+)
+"""What the recorded traces lack: several workloads at once, and bursts."""
+
 HELD_OUT = (
-    Case("gen-toolbench", "workload:toolbench?zipf=1.0&groups=300", is_held_out=True),
-    Case("gen-loogle", "workload:loogle?zipf=0.7", is_held_out=True),
-    Case("gen-bursts", "workload:videoqa+toolbench*2?arrivals=azure", is_held_out=True),
-    Case("gen-mixed", "workload:programming+embodied*3+toolbench", is_held_out=True),
+    Case("unseen-toolbench", "workload:toolbench?zipf=0.8&groups=500", is_held_out=True),
+    Case("unseen-loogle", "workload:loogle?zipf=1.0", is_held_out=True),
+    Case("unseen-bursts", "workload:programming*2+loogle?arrivals=azure", is_held_out=True),
+    Case("unseen-mixed", "workload:embodied+videoqa+toolbench*2", is_held_out=True),
 )
 """Generated with parameters that no constant was chosen on."""
 
@@ -92,7 +98,7 @@ def cases(folder: Path | None, only: list[str] | None = None) -> list[Case]:
         ]
         if not found:
             raise SettingsError(f"{folder}: holds none of {', '.join(file for _, file, _ in _FILES)}")
-        found += HELD_OUT
+        found += MIXED + HELD_OUT
     if only:
         known = {case.name: case for case in found}
         unknown = [name for name in only if name not in known]

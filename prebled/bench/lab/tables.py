@@ -33,7 +33,7 @@ _PARTS = (
     " (prefill); its adjustments; and the local priority groups, fcfs until then. Then `e2` with one thing taken out:"
     " its price on recomputing what another worker holds, the part of that price that grows with the backlog, the"
     " discount for prefixes that many in flight share, the cost to those that decode, what these mean for its own"
-    " output, the wait for room in a KV cache, and the local priority groups."
+    " output, that a request overtakes those with less in the cache, and the local priority groups."
 )
 
 
