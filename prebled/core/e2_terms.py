@@ -86,7 +86,7 @@ class Weights(msgspec.Struct, frozen=True, gc=False):
 
 def costs(terms: Terms, sight: Sight, dearness: float, weights: Weights) -> tuple[Vector, Vector]:
     """For each candidate: what it costs but for the requests in flight beside it, and with them. `dearness`: of a
-    second of recomputation, beyond that second."""
+    second of recomputation, beyond that second. Who waits there counts twice among them (see `e2`)."""
     wait_s, prefill_s, recomputed_s, loads = terms.wait_s, terms.prefill_s, terms.recomputed_s, sight.loads
     decode, output, prompt_tokens = weights.decode, weights.output, max(sight.prompt_tokens, 1)
     overtaking, overtaken = weights.overtaking / prompt_tokens, weights.overtaken / prompt_tokens
