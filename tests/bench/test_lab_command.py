@@ -59,7 +59,10 @@ def test_the_page_compares_the_policies_asked_for(lab: Lab) -> None:
     assert "| seed 1 alone |" in text
     assert "x of round-robin's, the best rival over all cases" in text
     assert "\n| e2 over it |  |  | " in text
-    assert "| case | e2 | price 1 | no backlog | no sharing | no decode | no output | no overtaking | fcfs queue |\n" in text
+    assert (
+        "| case | e2 | price 1 | no backlog | no sharing | no decode | no output | no overtaking | fcfs queue |\n"
+        in text
+    )
     assert str(lab.notebook) not in text
 
 
