@@ -47,8 +47,8 @@ class CoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     e2_sharing: Weight = 0.2  # how much each request in flight that shares the prefix lowers that
     e2_decode: Weight = 0.05  # what a second of prefill costs each sequence that decodes beside it, or will
     e2_output: Weight = 0.25  # a second by which those in flight there will slow its own output
-    e2_overtaking: Share = 0.7  # of a worker's queue, what a request overtakes that is cached whole; 0 for fcfs queues
-    e2_overtaken: Weight = 1.0  # what a second of its prefill then costs each who waits there; 0 for fcfs queues
+    e2_overtaking: Share = 0.7  # of a worker's queue, what a request overtakes that is cached whole
+    e2_overtaken: Weight = 1.0  # what a second of its prefill then costs each who waits there
     # `e2-paper`: Preble section 3.2
     paper_load: Weight = 1.0  # of L, M and P in a cost: 1 each in the paper; 0 leaves one out, to see what it is worth
     paper_eviction: Weight = 1.0

@@ -104,6 +104,10 @@ def test_the_prefill_in_progress_is_not_overtaken() -> None:
     assert choice.adjusted == ("rebalanced: w0 holds 600 more tokens, but its queue is 9 s longer",)
 
 
+def test_an_empty_prompt_costs_what_is_beside_it() -> None:
+    assert list(POLICY.choose(sight([0, 0], prompt=0, wait_s=[1.0, 0.0])).total_s) == pytest.approx([1.0, 0.0])
+
+
 def test_the_prefill_in_progress_shrinks_with_time() -> None:
     rows = {"wait_s": [1.0, 1.8], "until": [12.0, 0.0]}
     assert POLICY.choose(sight([0, 0], now=10.0, **rows)).load_s == [2.0, 1.8]

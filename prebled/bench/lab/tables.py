@@ -32,7 +32,7 @@ _PARTS = (
     " exploit, and ties everywhere; the terms of its cost, L (load within the window), M (what would be evicted) and P"
     " (prefill); its adjustments; and the local priority groups, fcfs until then. Then `e2` with one thing taken out:"
     " its price on recomputing what another worker holds, the part of that price that grows with the backlog, the"
-    " discount for prefixes that many in flight share, the cost to those that decode, what these mean for its own"
+    " discount for prefixes that many in flight share, the cost to those in flight, what these mean for its own"
     " output, that a request overtakes those with less in the cache, and the local priority groups."
 )
 
