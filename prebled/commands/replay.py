@@ -62,6 +62,7 @@ def _run(args: argparse.Namespace) -> int:
     from prebled.bench.replay import ReplaySettings, replay
     from prebled.bench.replay_profiles import find_profile
     from prebled.bench.trace import read_trace
+    from prebled.collector import settle
     from prebled.core.policies import make_policy
 
     settings = ReplaySettings() if args.kv_delay is None else ReplaySettings(kv_delay_s=args.kv_delay)
@@ -73,6 +74,7 @@ def _run(args: argparse.Namespace) -> int:
 
         check_matplotlib()
     trace = read_trace(args.trace, block_tokens=args.block_tokens, limit=args.limit, seed=args.seed)
+    settle()  # as a daemon does, so that decisions take here what they take there
     results: list[ReplayResult] = []
     with _Bar(len(trace.requests) * len(args.policy)) as bar:
         for policy in args.policy:

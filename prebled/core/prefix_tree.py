@@ -97,27 +97,31 @@ class PrefixTree:
         nodes: list[PrefixNode] = []
         levels: list[tuple[int, int]] = []
         tree = self._nodes
-        children = tree.root.children
-        start = holders = 0
-        while children and (child := children.get(hashes[start : start + HASH_BYTES])):
+        node, child = tree.root, tree.root.only
+        start = holders = common = 0
+        while True:
+            if child is None and node.children is not None:
+                child = node.children.get(hashes[start : start + HASH_BYTES])
+            if child is None:
+                break
             run = child.run
+            is_whole = hashes.startswith(run, start)
+            if not is_whole and not (common := common_blocks(run, hashes[start : start + len(run)])):
+                child = None
+                break
             if child.holders != holders:
                 if holders:
                     levels.append((start >> 3, holders))
                 holders = child.holders
-            if not hashes.startswith(run, start):
-                common = common_blocks(run, hashes[start : start + len(run)])
-                blocks = (start >> 3) + common
-                if holders:
-                    levels.append((blocks, holders))
-                return Match(hashes, nodes, levels, blocks, child, common, tree.changes)
+            if not is_whole:
+                break
             nodes.append(child)
             start += len(run)
-            children = child.children
-        blocks = start >> 3
+            node, child = child, child.only
+        blocks = (start >> 3) + common
         if holders:
             levels.append((blocks, holders))
-        return Match(hashes, nodes, levels, blocks, None, 0, tree.changes)
+        return Match(hashes, nodes, levels, blocks, child, common, tree.changes)
 
     def hits(self, hashes: bytes) -> dict[int, int]:
         """Per slot: requests of the window whose path had all of these blocks. Walks all that is below them."""

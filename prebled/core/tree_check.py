@@ -39,7 +39,9 @@ def _check_node(node: PrefixNode, ends: Counter[tuple[PrefixNode, int]], held: d
     assert len(node.run) == node.blocks * HASH_BYTES > 0
     assert node.end == parent.end + node.blocks
     assert node.children is None or node.children
-    assert node.holdings or node.children, "a node without a reason to live"
+    children = list((node.children or {}).values())
+    assert node.only is (children[0] if len(children) == 1 else None)
+    assert node.holdings or len(children) > 1, "a node without a reason to live"
     assert node.holders == sum(1 << slot for slot, holding in node.holdings.items() if holding.is_held)
     assert parent.parent is None or node.holders & ~parent.holders == 0, "held without what is before it"
     for slot, holding in node.holdings.items():

@@ -115,6 +115,28 @@ def test_blocks_inside_of_runs_are_found_by_searching(count: int) -> None:
     assert (statistics.unknown_parents, statistics.unknown_removed) == (0, 0)
 
 
+def test_a_history_that_was_evicted_block_by_block_is_no_path_of_single_blocks() -> None:
+    tree = reporting()
+    visits = [book(tree, path) for path in (LONG, (*LONG[:6], 4))]
+    report(tree, stored((), LONG), stored(LONG[:6], (4,)))
+    for visit in visits:
+        tree.release(visit)
+    report(tree, removed((*LONG[:6], 4)))
+    for end in range(len(LONG), 0, -1):
+        report(tree, removed(LONG[:end]))
+    assert tree.statistics().nodes == 3  # up to the fork, and to the ends of both requests
+    assert tree.match(chain(LONG)).blocks == 12
+    tree.withdraw(book(tree, LONG[:3]))
+    tree.check_invariants()
+    assert tree.statistics().nodes == 3
+    report(tree, stored((), LONG), removed(LONG[:12]))  # each end is found by its hash again
+    assert held(tree, LONG) == 11
+    tree.advance(11.0)
+    tree.check_invariants()
+    report(tree, removed(LONG[:1]))
+    assert tree.statistics().nodes == 0
+
+
 def test_a_snapshot_replaces_all_but_what_is_in_flight() -> None:
     tree = reporting()
     report(tree, stored((), A), stored((), (8, 8)))

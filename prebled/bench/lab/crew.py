@@ -21,8 +21,9 @@ from typing import TypeVar
 import msgspec
 
 import prebled
-from prebled.bench.lab.runs import Outcome, Overload, Run, carry_out, key_of
+from prebled.bench.lab.runs import Outcome, Overload, Run, carry_out, key_of, load
 from prebled.bench.replay import BeyondLimits
+from prebled.collector import settle
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -82,6 +83,13 @@ def try_run(run: Run) -> Outcome | Overload:
         return Overload(key_of(run), run.case.name, run.setup.label, run.workers)
 
 
+def _run_settled(run: Run) -> Outcome | Overload:
+    """In a process of a crew: with its garbage collector set as a daemon's is, which no decision waits for."""
+    load(run.case, run.seed, run.limit)
+    settle()
+    return try_run(run)
+
+
 class Stopped(Exception):
     """The crew carries out no more runs."""
 
@@ -139,7 +147,7 @@ class Crew:
             known = self._notebook.get(run)
         if known is not None:
             return known
-        found = self._pool.submit(try_run, run).result()
+        found = self._pool.submit(_run_settled, run).result()
         with self._lock:
             self._notebook.add(found)
             self._progress(found)
