@@ -120,8 +120,8 @@ def _why(comparisons: Sequence[Comparison], matched: Sequence[tuple[Comparison, 
         " prompts. But for ToolBench it is not known here how many requests a published run had, over how many"
         " documents, videos or problems, nor in which order. The length of a run decides latencies beyond capacity:"
         " the queue grows until arrivals end.",
-        "- **8 H100** were two tensor-parallel groups of four; the released regression is of groups of two, so that our"
-        " two workers stand for half the GPUs.",
+        "- **8 H100** were two tensor-parallel groups of four; the released regression is of groups of two, and our two"
+        " workers take 0.55 of its times, which is an assumption.",
         "- **Queues.** The published round robin is over SGLang with its queue, longest prefix first; ours has the"
         " paper's local priority groups on every worker, under every policy: what they gain is in the published factors"
         " of Preble and not in ours.",

@@ -51,7 +51,7 @@ class PaperSetup(msgspec.Struct, frozen=True):
 
 _TWO = Machines("2 A6000, Mistral-7B", "mistral-7b-a6000", 2)
 _FOUR = Machines("4 A6000, Mistral-7B", "mistral-7b-a6000", 4)
-_EIGHT = Machines("8 H100, Llama-3-70B", "llama-3-70b-h100", 2)
+_EIGHT = Machines("8 H100, Llama-3-70B", "llama-3-70b-4xh100", 2)
 
 
 def _setup(

@@ -18,7 +18,8 @@ CUSTOM = "custom:"
 
 KV_TOKENS = {
     "mistral-7b-a6000": 198_516,  # Preble's released code: 80 % of the GPU at 131,072 bytes a token
-    "llama-3-70b-h100": 400_000,  # two H100 of 80 GB, less the weights, at 327,680 bytes a token, about half used
+    "llama-3-70b-h100": 400_000,  # two H100 of 80 GB, weights of 8 bits, three quarters of the rest at 163,840 bytes
+    "llama-3-70b-4xh100": 1_000_000,  # four H100, weights of 16 bits, nine tenths of the rest, KV of 8 bits as well
 }
 """KV tokens of one worker."""
 

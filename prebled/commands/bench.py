@@ -1,5 +1,5 @@
 """`prebled bench`: `serve` drives a running server with a workload, `decide` times the scheduler's decisions. The other
-measurements (`trace`, `lab`, `paper`, `queue`, `validate`) have a module each."""
+measurements (`trace`, `lab`, `paper`, `factors`, `queue`, `validate`) have a module each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prebled.commands import bench_lab, bench_paper, bench_queue, bench_trace, bench_validate
+from prebled.commands import bench_factors, bench_lab, bench_paper, bench_queue, bench_trace, bench_validate
 from prebled.commands.numbers import count
 from prebled.commands.output import remark, save_json, write_line, write_table
 from prebled.errors import SettingsError
@@ -25,6 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     bench_trace.configure(benches)
     bench_lab.configure(benches)
     bench_paper.configure(benches)
+    bench_factors.configure(benches)
     bench_queue.configure(benches)
     bench_validate.configure(benches)
 

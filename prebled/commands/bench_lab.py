@@ -68,13 +68,17 @@ def _measure(args: argparse.Namespace) -> int:
         remark(f"interrupted: the outcomes so far are in {args.notebook}, the same command goes on from there")
         return 130
     args.out.mkdir(parents=True, exist_ok=True)
-    machine = f"{os.cpu_count()} cores, Python {platform.python_version()}"
     path = args.out / "lab.md"
-    path.write_text(tables.page(results, plan, _command(args), machine), encoding="utf-8")
+    path.write_text(tables.page(results, plan, _command(args), machine_in_words()), encoding="utf-8")
     for picture in plots.draw(results, args.out):
         write_line(str(picture))
     write_line(str(path))
     return 0
+
+
+def machine_in_words() -> str:
+    """What replays run on."""
+    return f"{os.cpu_count()} cores, Python {platform.python_version()}"
 
 
 def _command(args: argparse.Namespace) -> str:

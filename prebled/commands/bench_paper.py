@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 from pathlib import Path
 
-from prebled.commands.bench_lab import Progress
+from prebled.commands.bench_lab import Progress, machine_in_words
 from prebled.commands.output import remark, save_json, write_line
 from prebled.errors import SettingsError
 
@@ -46,9 +44,8 @@ def _measure(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         remark(f"interrupted: the outcomes so far are in {args.notebook}, the same command goes on from there")
         return 130
-    machine = f"{os.cpu_count()} cores, Python {platform.python_version()}"
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(page(comparisons, args.seed, machine), encoding="utf-8")
+    args.out.write_text(page(comparisons, args.seed, machine_in_words()), encoding="utf-8")
     if save_json(comparisons, args.json):
         return 0
     write_line(str(args.out))

@@ -266,7 +266,7 @@ def test_the_cases_of_a_folder_are_its_known_files(tmp_path: Path) -> None:
         cases(tmp_path)
     (tmp_path / "mooncake_synthetic.jsonl.zst").touch()
     recorded, *generated = cases(tmp_path)
-    assert (recorded.name, recorded.profile, recorded.is_held_out) == ("synthetic", "llama-3-70b-h100", False)
+    assert (recorded.name, recorded.profile, recorded.is_held_out) == ("synthetic", "llama-3-70b-4xh100", False)
     assert {case.name.startswith("unseen-"): case.is_held_out for case in generated} == {False: False, True: True}
     assert [case.name for case in cases(tmp_path, ["gen-mixed", "synthetic"])] == ["gen-mixed", "synthetic"]
     with pytest.raises(SettingsError, match="case 'toolbench' is unknown; known are synthetic, "):

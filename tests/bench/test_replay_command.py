@@ -111,7 +111,11 @@ def test_refused_requests_are_counted_and_said(trace_file: Path, capsys: pytest.
     [
         (["--policy", "tarot"], 2, "'tarot'"),
         (["--policy", "e2", "--policy", "tarot"], 2, "round-robin"),
-        (["--policy", "e2", "--profile", "abacus"], 2, "known are mistral-7b-a6000, llama-3-70b-h100, custom:FILE"),
+        (
+            ["--policy", "e2", "--profile", "abacus"],
+            2,
+            "known are mistral-7b-a6000, llama-3-70b-h100, llama-3-70b-4xh100, custom:FILE",
+        ),
         (["--policy", "e2", "--profile", "custom:no.toml"], 2, "custom:no.toml"),
         (["--policy", "e2", "--kv-tokens", "100"], 2, "kv_tokens is 100"),
         (["--policy", "e2", "--workers", "0"], 2, "0: must be at least 1"),

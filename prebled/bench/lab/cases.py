@@ -47,7 +47,7 @@ class Case(msgspec.Struct, frozen=True):
         )
 
 
-_BIG = {"profile": "llama-3-70b-h100", "kv_tokens": 1_000_000}
+_BIG = {"profile": "llama-3-70b-4xh100", "longest_prompt": 200_000}
 
 _FILES: tuple[tuple[str, str, dict[str, object]], ...] = (
     ("toolbench", "preble_like/toolbench.jsonl.zst", {}),
@@ -56,9 +56,9 @@ _FILES: tuple[tuple[str, str, dict[str, object]], ...] = (
     ("programming", "preble_like/programming.jsonl.zst", {}),
     ("videoqa", "videoqa_nextqa_val.jsonl.zst", {}),
     ("loogle", "preble_like/loogle.jsonl.zst", {}),
-    ("conversation", "mooncake_conversation_first30min.jsonl.zst", {**_BIG, "longest_prompt": 200_000}),
-    ("synthetic", "mooncake_synthetic.jsonl.zst", {**_BIG, "longest_prompt": 200_000}),
-    ("agentic", "agentic_fleet_1h.jsonl.zst", {**_BIG, "longest_prompt": 200_000}),
+    ("conversation", "mooncake_conversation_first30min.jsonl.zst", _BIG),
+    ("synthetic", "mooncake_synthetic.jsonl.zst", _BIG),
+    ("agentic", "agentic_fleet_1h.jsonl.zst", _BIG),
     ("azure-code", "azure2023_code.jsonl.zst", {"is_shared": False}),
 )
 
@@ -87,17 +87,24 @@ HELD_OUT = (
 """Generated with parameters that no constant was chosen on."""
 
 
+def recorded(folder: Path | None) -> list[Case]:
+    """The traces of a folder, or the generated workloads of the paper. Raises SettingsError."""
+    if folder is None:
+        return list(_GENERATED)
+    found = [
+        msgspec.convert({"name": name, "source": str(folder / file), **options}, Case)
+        for name, file, options in _FILES
+        if (folder / file).is_file()
+    ]
+    if not found:
+        raise SettingsError(f"{folder}: holds none of {', '.join(file for _, file, _ in _FILES)}")
+    return found
+
+
 def cases(folder: Path | None, only: list[str] | None = None) -> list[Case]:
-    """The cases of a folder of traces, or the generated ones; `only` these names. Raises SettingsError."""
-    found = list(_GENERATED)
+    """Those, and with a folder what is generated besides; `only` these names. Raises SettingsError."""
+    found = recorded(folder)
     if folder is not None:
-        found = [
-            msgspec.convert({"name": name, "source": str(folder / file), **options}, Case)
-            for name, file, options in _FILES
-            if (folder / file).is_file()
-        ]
-        if not found:
-            raise SettingsError(f"{folder}: holds none of {', '.join(file for _, file, _ in _FILES)}")
         found += MIXED + HELD_OUT
     if only:
         known = {case.name: case for case in found}
