@@ -45,7 +45,8 @@ class CoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     e2_base_price: Weight = 2.0  # what a second of recomputation costs those who come later
     e2_backlog_price: Weight = 3.0  # ... and more per second that one waits even on the idlest worker
     e2_sharing: Weight = 0.2  # how much each request in flight that shares the prefix lowers that
-    e2_decode: Weight = 0.05  # what a second of prefill costs each sequence that decodes beside it, or will
+    e2_decode: Weight = 0.075  # what a second of prefill costs each sequence that decodes beside it
+    e2_waiting: Weight = 0.1  # ... and each that waits to, all of its output still to come
     e2_output: Weight = 0.25  # a second by which those in flight there will slow its own output
     e2_overtaking: Share = 0.7  # of a worker's queue, what a request overtakes that is cached whole
     e2_overtaken: Weight = 1.0  # what a second of its prefill then costs each who waits there

@@ -3,7 +3,7 @@
 The worker with the least cost takes the request, all that can hold it being asked:
 
     cost(w) = wait(w) - overtaking * c(w) * b(w) + p(w) + (base + backlog * least_wait) / (1 + sharing * k) * r(w)
-              + (decode * (D(w) + 2 Q(w)) + overtaken * c(w) * Q(w)) * p(w) + output * o(w)
+              + (decode * D(w) + waiting * Q(w) + overtaken * c(w) * Q(w)) * p(w) + output * o(w)
 
 wait: prefill seconds queued or running on w, as of now, b: those behind the prefill in progress; c: the cached share of
 the prompt there, prefixes in flight counting as cached; p: prefill seconds of its uncached tokens, r: the same tokens'
@@ -18,8 +18,8 @@ slowness costs (with p in place of r, requests would queue for the fast one whil
 
 A worker's queue is in the order of cached shares (`core.local_scheduler`): a request overtakes the more of those queued
 the more of its prompt is cached there. It waits for the rest only, and those overtaken wait for it. A prefill also
-slows the sequences that decode beside it, and they the output that follows it. Who still waits counts twice: all of its
-output is to come, of one who decodes half on average.
+slows the sequences that decode beside it, and they the output that follows it. Who still waits is slowed the more: all
+of its output is to come, of one who decodes half on average.
 
 docs/decisions/0006 says what of Preble's E2 (section 3.2) this replaces.
 
@@ -46,7 +46,13 @@ class E2:
         self._base = settings.e2_base_price
         self._backlog = settings.e2_backlog_price
         self._sharing = settings.e2_sharing
-        self._weights = Weights(settings.e2_decode, settings.e2_output, settings.e2_overtaking, settings.e2_overtaken)
+        self._weights = Weights(
+            settings.e2_decode,
+            settings.e2_waiting,
+            settings.e2_output,
+            settings.e2_overtaking,
+            settings.e2_overtaken,
+        )
 
     def choose(self, sight: Sight) -> Choice:
         """See `Policy`."""

@@ -74,11 +74,13 @@ def few_terms(sight: Sight) -> Terms:
 
 
 class Weights(msgspec.Struct, frozen=True, gc=False):
-    """`decode`: of a second of prefill, for each sequence that decodes beside it; `output`: of a second by which the
-    request's own output is slowed. If it is cached whole, `overtaking`: the share of the queued prefill that it
-    overtakes, and `overtaken`: of a second of its prefill, for each who waits there."""
+    """`decode`: of a second of prefill, for each sequence that decodes beside it; `waiting`: for each request waiting
+    there; `output`: of a second by which the request's own output is slowed. If it is cached whole, `overtaking`: the
+    share of the queued prefill that it overtakes, and `overtaken`: of a second of its prefill, for each who waits,
+    besides `waiting`."""
 
     decode: float
+    waiting: float
     output: float
     overtaking: float
     overtaken: float
@@ -86,14 +88,15 @@ class Weights(msgspec.Struct, frozen=True, gc=False):
 
 def costs(terms: Terms, sight: Sight, dearness: float, weights: Weights) -> tuple[Vector, Vector]:
     """For each candidate: what it costs but for the requests in flight beside it, and with them. `dearness`: of a
-    second of recomputation, beyond that second. Who waits there counts twice among them (see `e2`)."""
+    second of recomputation, beyond that second."""
     wait_s, prefill_s, recomputed_s, loads = terms.wait_s, terms.prefill_s, terms.recomputed_s, sight.loads
-    decode, output, prompt_tokens = weights.decode, weights.output, max(sight.prompt_tokens, 1)
+    decode, behind_it, output = weights.decode, weights.waiting, weights.output
+    prompt_tokens = max(sight.prompt_tokens, 1)
     overtaking, overtaken = weights.overtaking / prompt_tokens, weights.overtaken / prompt_tokens
     if not isinstance(wait_s, list):
-        cached, requests, waiting = sight.cached_tokens, sight.requests, sight.requests - sight.decoding
+        cached, decoding, waiting = sight.cached_tokens, sight.decoding, sight.requests - sight.decoding
         plain = wait_s - overtaking * cached * loads[BEHIND] + prefill_s + dearness * np.asarray(recomputed_s)
-        beside = decode * (requests + waiting) + overtaken * cached * waiting
+        beside = decode * decoding + (behind_it + overtaken * cached) * waiting
         return plain, plain + beside * prefill_s + output * loads[OUTPUT]
     plain_s, total_s = [], []
     for wait, behind, prefill, recomputed, cached, requests, decoding, output_s in zip(
@@ -109,6 +112,6 @@ def costs(terms: Terms, sight: Sight, dearness: float, weights: Weights) -> tupl
     ):
         waiting = requests - decoding
         plain_s.append(own_s := wait - overtaking * cached * behind + prefill + dearness * recomputed)
-        beside = decode * (requests + waiting) + overtaken * cached * waiting
+        beside = decode * decoding + (behind_it + overtaken * cached) * waiting
         total_s.append(own_s + beside * prefill + output * output_s)
     return plain_s, total_s

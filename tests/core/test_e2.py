@@ -68,8 +68,8 @@ def test_sharers_make_a_copy_cheaper() -> None:
 
 def test_sequences_that_decode_make_prefill_dearer() -> None:
     choice = POLICY.choose(sight([0, 0], requests=[30, 10], decoding=[30, 10], wait_s=[0.0, 0.5]))
-    # price 3, and 0.05 for each sequence
-    assert list(choice.total_s) == pytest.approx([3.0 + 1.5, 0.5 + 3.0 + 0.5])
+    # price 3, and 0.075 for each sequence
+    assert list(choice.total_s) == pytest.approx([3.0 + 2.25, 0.5 + 3.0 + 0.75])
     assert choice.chosen == 1
     assert choice.adjusted == ("steered: w0 would cost 0.5 s less, but 30 requests are in flight there, 10 on w1",)
     held = POLICY.choose(sight([600, 500], requests=[60, 0], decoding=[60, 0]))
@@ -88,8 +88,8 @@ def test_an_output_goes_where_few_slow_it() -> None:
 def test_who_overtakes_waits_for_the_others_only_and_they_wait_for_it() -> None:
     seen = sight([600, 0], requests=[10, 0], decoding=[4, 0], wait_s=[1.0, 0.0])
     fcfs = E2(CoreSettings(e2_overtaking=0.0, e2_overtaken=0.0)).choose(seen)
-    # price 3; six wait and count twice, four decode
-    assert list(fcfs.total_s) == pytest.approx([1.0 + 0.4 * 3.0 + 0.05 * 16 * 0.4, 3.0])
+    # price 3; four decode, six wait
+    assert list(fcfs.total_s) == pytest.approx([1.0 + 0.4 * 3.0 + (0.075 * 4 + 0.1 * 6) * 0.4, 3.0])
     ahead = E2(CoreSettings(e2_overtaken=0.0)).choose(seen)
     assert ahead.total_s[0] == pytest.approx(fcfs.total_s[0] - 0.7 * 0.6 * 1.0)
     choice = POLICY.choose(seen)
@@ -116,13 +116,13 @@ def test_the_prefill_in_progress_shrinks_with_time() -> None:
 
 
 def test_every_weight_is_a_setting() -> None:
-    weights = {"e2_decode": 0.5, "e2_output": 2.0, "e2_overtaking": 0.5, "e2_overtaken": 3.0}
+    weights = {"e2_decode": 0.5, "e2_waiting": 0.25, "e2_output": 2.0, "e2_overtaking": 0.5, "e2_overtaken": 3.0}
     policy = E2(CoreSettings(e2_base_price=1.0, e2_backlog_price=2.0, e2_sharing=1.0, **weights))
     sharing, hashes = Sharing(), path(1, 15)
     sharing.book(0, hashes)
     rows = {"wait_s": [3.0, 1.0], "requests": [3, 0], "decoding": [2, 0], "output_s": [0.1, 0.0]}
     choice = policy.choose(sight([500, 0], hashes=hashes, sharing=sharing, **rows))
-    beside_s = (0.5 * (3 + 1) + 3.0 * 0.5 * 1) * 0.5
+    beside_s = (0.5 * 2 + 0.25 * 1 + 3.0 * 0.5 * 1) * 0.5
     assert choice.total_s == pytest.approx([0.75 * 3.0 + 0.5 * 2.5 + beside_s + 2.0 * 0.1, 1.0 + 2.5])
 
 

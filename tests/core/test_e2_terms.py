@@ -53,7 +53,7 @@ def sights(draw: st.DrawFn) -> Sight:
     )
 
 
-@given(sights(), st.floats(0, 1000), st.builds(Weights, *[st.floats(0, 1)] * 4))
+@given(sights(), st.floats(0, 1000), st.builds(Weights, *[st.floats(0, 1)] * 5))
 def test_floats_and_arrays_agree_to_the_last_digit(seen: Sight, dearness: float, weights: Weights) -> None:
     few, many = few_terms(seen), many_terms(seen)
     assert few.wait_s == list(many.wait_s)

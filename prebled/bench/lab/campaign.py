@@ -67,7 +67,7 @@ def own_parts() -> list[Setup]:
         Setup("price 1", OURS, {"e2_base_price": 0.0, "e2_backlog_price": 0.0}),
         Setup("no backlog", OURS, {"e2_backlog_price": 0.0}),
         Setup("no sharing", OURS, {"e2_sharing": 0.0}),
-        Setup("no decode", OURS, {"e2_decode": 0.0}),
+        Setup("no decode", OURS, {"e2_decode": 0.0, "e2_waiting": 0.0}),
         Setup("no output", OURS, {"e2_output": 0.0}),
         Setup("no overtaking", OURS, {"e2_overtaking": 0.0, "e2_overtaken": 0.0}),
         Setup("fcfs queue", OURS, {}, "fcfs"),

@@ -75,14 +75,16 @@ _GENERATED = (
 MIXED = (
     Case("gen-bursts", "workload:videoqa+toolbench*2?arrivals=azure"),
     Case("gen-mixed", "workload:programming+embodied*3+toolbench"),
+    Case("gen-loogle", "workload:loogle?zipf=1.0"),
+    Case("gen-programs", "workload:programming*2+loogle?arrivals=azure"),
 )
 """What the recorded traces lack: several workloads at once, and bursts."""
 
 HELD_OUT = (
-    Case("unseen-toolbench", "workload:toolbench?zipf=0.8&groups=500", is_held_out=True),
-    Case("unseen-loogle", "workload:loogle?zipf=1.0", is_held_out=True),
-    Case("unseen-bursts", "workload:programming*2+loogle?arrivals=azure", is_held_out=True),
-    Case("unseen-mixed", "workload:embodied+videoqa+toolbench*2", is_held_out=True),
+    Case("unseen-toolbench", "workload:toolbench?zipf=1.4&groups=150", is_held_out=True),
+    Case("unseen-videos", "workload:videoqa?zipf=0.8", is_held_out=True),
+    Case("unseen-bursts", "workload:embodied*2+programming?arrivals=azure", is_held_out=True),
+    Case("unseen-mixed", "workload:toolbench*4+loogle+videoqa", is_held_out=True),
 )
 """Generated with parameters that no constant was chosen on."""
 
