@@ -84,4 +84,8 @@ def _write(validation: Validation, to: str | None) -> None:
         for one in validation.rounds
     ]
     write_table(header, rows)
+    for one in validation.together:
+        write_line(
+            f"{one.policy}, {one.rounds} rounds together: TTFT {one.ttft_error:+.1%}, E2E {one.e2e_error:+.1%} simulated"
+        )
     write_line("within 15 %, cached tokens equal" if validation.is_valid else "not valid")

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from replay_traces import request, trace
 
-from prebled.bench.validate import Costs, Medians, Plan, Round, Validation, check_plan
+from prebled.bench.validate import Costs, Medians, Plan, Round, Together, Validation, check_plan
 from prebled.bench.validate_compare import CachedTokens, Outcome, cached, shared_blocks, sort_out
 from prebled.core.cost import profile
 from prebled.errors import SettingsError
@@ -62,7 +62,7 @@ def test_shared_blocks_end_where_paths_part(common: int) -> None:
     assert shared_blocks(one, b"") == 0
 
 
-def test_a_policy_needs_one_close_round_and_no_request_may_be_wrong() -> None:
+def test_the_rounds_of_each_policy_must_be_close_together_and_no_request_wrong() -> None:
     costs = Costs(profile("tiny-cpu"), 0.001)
     right = CachedTokens(8, 8, 4, 4, 2, [], 0)
     medians = Medians(1.0, 1.0)
@@ -71,7 +71,10 @@ def test_a_policy_needs_one_close_round_and_no_request_may_be_wrong() -> None:
         return Round(policy, 1.0, 0.4, medians, medians, ttft, e2e, found, costs, costs, 0.0)
 
     plan = Plan(policies=("e2", "dynamo"))
-    assert Validation(plan, [one("e2", 0.2, 0.0), one("e2", -0.15, 0.1), one("dynamo", 0.0, 0.15)]).is_valid
+    found = Validation(plan, [one("e2", 0.25, 0.0), one("e2", -0.2, 0.21), one("dynamo", 0.0, 0.15)])
+    assert found.together == [Together("e2", 2, 0.0, 0.1), Together("dynamo", 1, 0.0, 0.15)]
+    assert found.is_valid
+    assert not Validation(plan, [one("e2", 0.2, 0.0), one("e2", 0.11, 0.0), one("dynamo", 0.0, 0.0)]).is_valid
     assert not Validation(plan, [one("e2", 0.0, 0.0), one("dynamo", 0.0, -0.16)]).is_valid
     assert not Validation(plan, [one("e2", 0.0, 0.0)]).is_valid
     wrong = CachedTokens(4, 8, 4, 3, 2, [2], 0)
