@@ -85,7 +85,6 @@ def _write(validation: Validation, to: str | None) -> None:
     ]
     write_table(header, rows)
     for one in validation.together:
-        write_line(
-            f"{one.policy}, {one.rounds} rounds together: TTFT {one.ttft_error:+.1%}, E2E {one.e2e_error:+.1%} simulated"
-        )
+        errors = f"TTFT {one.ttft_error:+.1%}, E2E {one.e2e_error:+.1%}"
+        write_line(f"{one.policy}, {one.rounds} rounds together, simulated: {errors}")
     write_line("within 15 %, cached tokens equal" if validation.is_valid else "not valid")
