@@ -13,10 +13,19 @@ from typing import Any
 import pytest
 
 import prebled.bench.replay_loop as replay_module
+from prebled import collector
 from prebled.bench.replay_report import percentile, spread
 from prebled.cli import main
 
 ARGUMENTS = ["--workers", "2", "--profile", "mistral-7b-a6000"]
+
+
+@pytest.fixture(autouse=True)
+def settled(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """How often the collector was set; left alone, or the process of the tests would keep it so."""
+    times: list[None] = []
+    monkeypatch.setattr(collector, "settle", lambda: times.append(None))
+    return times
 
 
 @pytest.fixture
@@ -45,6 +54,11 @@ def replayed(trace_file: Path, *arguments: str) -> int:
 def figures(text: str) -> list[dict[str, Any]]:
     results: list[dict[str, Any]] = json.loads(text)["results"]
     return results
+
+
+def test_decisions_are_timed_with_the_collector_of_a_daemon(trace_file: Path, settled: list[None]) -> None:
+    assert replayed(trace_file, "--policy", "e2") == 0
+    assert len(settled) == 1
 
 
 def test_the_json_has_one_object_for_each_policy(trace_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,6 +70,12 @@ def test_the_negative_range_of_the_released_regression_is_gone() -> None:
     assert 0.022 <= cost.prefill_step_s(192, 192) < cost.prefill_step_s(383, 383) < cost.prefill_step_s(384, 384)
 
 
+def test_four_h100_take_0_55_of_the_times_of_two() -> None:
+    two, four = profile("llama-3-70b-h100"), profile("llama-3-70b-4xh100")
+    assert four.prefill_step_s(2048, 10_000) == pytest.approx(0.55 * two.prefill_step_s(2048, 10_000))
+    assert four.decode_step_s(20, 100_000) == pytest.approx(0.55 * two.decode_step_s(20, 100_000))
+
+
 def test_bad_coefficients_and_unknown_profiles_are_refused_by_name() -> None:
     with pytest.raises(SettingsError, match=r"decode_base_s = -1"):
         CostModel(0.0, 0.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0)
