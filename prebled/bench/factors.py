@@ -82,8 +82,7 @@ def page(found: Sequence[Factors], workers: int, command: str, machine: str) -> 
         f" span of arrivals, found to {PRECISION:.1%}; requests a second). {workers} workers, blocks of 64 tokens,"
         " cache reports 50 ms late. Virtual time: the factors compare policies and predict no GPU.",
         *(_table(found, queue) for queue in QUEUES),
-        "Round robin's latency is steep near its limit: a rate of 1-2 % less lowers the larger factors by a tenth."
-        " Local priority groups help round robin too, which lowers the factors where it is near its limit.",
+        "Rates are the same in both tables. Round robin's latency is steep near its limit, and the factors with it.",
         f"`e2` was replayed at {min(speeds):,.0f} to {max(speeds):,.0f} requests a second of wall time; the slowest p99"
         f" of its decisions was {slowest.decide_p99_us:.0f} us ({slowest.case}).",
     ]

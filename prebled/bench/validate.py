@@ -107,7 +107,7 @@ class Round(msgspec.Struct, frozen=True):
     @property
     def is_close(self) -> bool:
         """Whether both medians are within the tolerance."""
-        return max(abs(self.ttft_error), abs(self.e2e_error)) <= TOLERANCE
+        return _are_close(self.ttft_error, self.e2e_error)
 
 
 class Together(msgspec.Struct, frozen=True):
@@ -122,7 +122,7 @@ class Together(msgspec.Struct, frozen=True):
     @property
     def is_close(self) -> bool:
         """Whether both are within the tolerance."""
-        return max(abs(self.ttft_error), abs(self.e2e_error)) <= TOLERANCE
+        return _are_close(self.ttft_error, self.e2e_error)
 
 
 class Validation(msgspec.Struct, frozen=True):
@@ -145,10 +145,16 @@ class Validation(msgspec.Struct, frozen=True):
 
     @property
     def is_valid(self) -> bool:
-        """Whether the rounds of each policy, together, are close, and no request that no race decides took other
-        tokens from its cache than simulated."""
-        close = {one.policy for one in self.together if one.is_close}
+        """Whether the rounds of each policy are close together, and one of them alone, and no request that no race
+        decides took other tokens from its cache than simulated."""
+        close = {one.policy for one in self.together if one.is_close} & {
+            one.policy for one in self.rounds if one.is_close
+        }
         return close.issuperset(self.plan.policies) and not any(one.cached.certain_unequal for one in self.rounds)
+
+
+def _are_close(*errors: float) -> bool:
+    return all(abs(error) <= TOLERANCE for error in errors)
 
 
 def check_plan(plan: Plan) -> None:

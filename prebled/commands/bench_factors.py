@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from prebled.commands.bench_lab import Progress, machine_in_words
+from prebled.commands.bench_lab import INTERRUPTED, machine_in_words, with_crew
 from prebled.commands.numbers import count
-from prebled.commands.output import remark, write_line
+from prebled.commands.output import write_line
 from prebled.errors import SettingsError
 
 
@@ -32,17 +32,13 @@ def configure(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 def _measure(args: argparse.Namespace) -> int:
     from prebled.bench.factors import measure, page
     from prebled.bench.lab.cases import cases, recorded
-    from prebled.bench.lab.crew import Crew, Notebook
 
     if args.seed < 0:
         raise SettingsError(f"--seed is {args.seed}, must not be negative", param="seed")
     compared = cases(args.traces, args.only) if args.only else recorded(args.traces)  # what is generated has no whole
-    try:
-        with Crew(Notebook(args.notebook), args.processes, Progress()) as crew:
-            found = measure(crew, compared, args.workers, args.seed, args.limit)
-    except KeyboardInterrupt:
-        remark(f"interrupted: the outcomes so far are in {args.notebook}, the same command goes on from there")
-        return 130
+    found = with_crew(args, lambda crew: measure(crew, compared, args.workers, args.seed, args.limit))
+    if found is None:
+        return INTERRUPTED
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(page(found, args.workers, _command(args), machine_in_words()), encoding="utf-8")
     write_line(str(args.out))

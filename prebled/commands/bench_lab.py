@@ -7,14 +7,21 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from prebled.commands.output import remark, write_line
 from prebled.errors import SettingsError
 
 if TYPE_CHECKING:
+    from prebled.bench.lab.crew import Crew
     from prebled.bench.lab.runs import Outcome, Overload
+
+Result = TypeVar("Result")
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
 
 
 def configure(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -37,7 +44,6 @@ def _measure(args: argparse.Namespace) -> int:
     from prebled.bench.lab import plots, tables
     from prebled.bench.lab.campaign import OURS, Plan, run_campaign
     from prebled.bench.lab.cases import cases
-    from prebled.bench.lab.crew import Crew, Notebook
     from prebled.core.policies import POLICIES, make_policy
     from prebled.settings import CoreSettings
 
@@ -61,12 +67,9 @@ def _measure(args: argparse.Namespace) -> int:
     )
     compared = cases(args.traces, args.only)
     plots.load_pyplot()  # before the replays: they may take an hour
-    try:
-        with Crew(Notebook(args.notebook), args.processes, Progress()) as crew:
-            results = run_campaign(crew, compared, plan)
-    except KeyboardInterrupt:
-        remark(f"interrupted: the outcomes so far are in {args.notebook}, the same command goes on from there")
-        return 130
+    results = with_crew(args, lambda crew: run_campaign(crew, compared, plan))
+    if results is None:
+        return INTERRUPTED
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "lab.md"
     path.write_text(tables.page(results, plan, _command(args), machine_in_words()), encoding="utf-8")
@@ -74,6 +77,19 @@ def _measure(args: argparse.Namespace) -> int:
         write_line(str(picture))
     write_line(str(path))
     return 0
+
+
+def with_crew(args: argparse.Namespace, work: Callable[[Crew], Result]) -> Result | None:
+    """What comes of `work` with a crew of `args.processes` that writes into `args.notebook`; None: it was interrupted,
+    and the user was told how to go on."""
+    from prebled.bench.lab.crew import Crew, Notebook
+
+    try:
+        with Crew(Notebook(args.notebook), args.processes, Progress()) as crew:
+            return work(crew)
+    except KeyboardInterrupt:
+        remark(f"interrupted: the outcomes so far are in {args.notebook}, the same command goes on from there")
+        return None
 
 
 def machine_in_words() -> str:

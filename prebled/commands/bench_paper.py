@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from prebled.commands.bench_lab import Progress, machine_in_words
-from prebled.commands.output import remark, save_json, write_line
+from prebled.commands.bench_lab import INTERRUPTED, machine_in_words, with_crew
+from prebled.commands.output import save_json, write_line
 from prebled.errors import SettingsError
 
 
@@ -24,7 +24,6 @@ def configure(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 def _measure(args: argparse.Namespace) -> int:
 
-    from prebled.bench.lab.crew import Crew, Notebook
     from prebled.bench.paper import compare
     from prebled.bench.paper_page import page
     from prebled.bench.paper_setups import SETUPS
@@ -38,12 +37,9 @@ def _measure(args: argparse.Namespace) -> int:
     if args.processes is not None and args.processes < 1:
         raise SettingsError(f"--processes is {args.processes}, must be at least 1", param="processes")
     setups = [setup for setup in SETUPS if setup.workload in (args.only or known)]
-    try:
-        with Crew(Notebook(args.notebook), args.processes, Progress()) as crew:
-            comparisons = compare(crew, setups, args.seed)
-    except KeyboardInterrupt:
-        remark(f"interrupted: the outcomes so far are in {args.notebook}, the same command goes on from there")
-        return 130
+    comparisons = with_crew(args, lambda crew: compare(crew, setups, args.seed))
+    if comparisons is None:
+        return INTERRUPTED
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(page(comparisons, args.seed, machine_in_words()), encoding="utf-8")
     if save_json(comparisons, args.json):

@@ -92,7 +92,8 @@ def decode_seconds(
 
 
 def _milliseconds(*coefficients: float, share: float = 1.0) -> CostModel:
-    """From the regressions' own unit; `share`: the part of a step that they describe."""
+    """From the regressions' own unit. Times are divided by `share`: the part of a step that they describe, or how many
+    times as fast other GPUs are taken to be."""
     return CostModel(*(value / share / 1000 for value in coefficients))
 
 

@@ -90,13 +90,13 @@ def costs(terms: Terms, sight: Sight, dearness: float, weights: Weights) -> tupl
     """For each candidate: what it costs but for the requests in flight beside it, and with them. `dearness`: of a
     second of recomputation, beyond that second."""
     wait_s, prefill_s, recomputed_s, loads = terms.wait_s, terms.prefill_s, terms.recomputed_s, sight.loads
-    decode, behind_it, output = weights.decode, weights.waiting, weights.output
+    decode, each_waiting, output = weights.decode, weights.waiting, weights.output
     prompt_tokens = max(sight.prompt_tokens, 1)
     overtaking, overtaken = weights.overtaking / prompt_tokens, weights.overtaken / prompt_tokens
     if not isinstance(wait_s, list):
         cached, decoding, waiting = sight.cached_tokens, sight.decoding, sight.requests - sight.decoding
         plain = wait_s - overtaking * cached * loads[BEHIND] + prefill_s + dearness * np.asarray(recomputed_s)
-        beside = decode * decoding + (behind_it + overtaken * cached) * waiting
+        beside = decode * decoding + (each_waiting + overtaken * cached) * waiting
         return plain, plain + beside * prefill_s + output * loads[OUTPUT]
     plain_s, total_s = [], []
     for wait, behind, prefill, recomputed, cached, requests, decoding, output_s in zip(
@@ -112,6 +112,6 @@ def costs(terms: Terms, sight: Sight, dearness: float, weights: Weights) -> tupl
     ):
         waiting = requests - decoding
         plain_s.append(own_s := wait - overtaking * cached * behind + prefill + dearness * recomputed)
-        beside = decode * decoding + (behind_it + overtaken * cached) * waiting
+        beside = decode * decoding + (each_waiting + overtaken * cached) * waiting
         total_s.append(own_s + beside * prefill + output * output_s)
     return plain_s, total_s

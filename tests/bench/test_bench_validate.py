@@ -71,9 +71,10 @@ def test_the_rounds_of_each_policy_must_be_close_together_and_no_request_wrong()
         return Round(policy, 1.0, 0.4, medians, medians, ttft, e2e, found, costs, costs, 0.0)
 
     plan = Plan(policies=("e2", "dynamo"))
-    found = Validation(plan, [one("e2", 0.25, 0.0), one("e2", -0.2, 0.21), one("dynamo", 0.0, 0.15)])
-    assert found.together == [Together("e2", 2, 0.0, 0.1), Together("dynamo", 1, 0.0, 0.15)]
-    assert found.is_valid
+    apart = [one("e2", 0.25, 0.0), one("e2", -0.2, 0.21), one("dynamo", 0.0, 0.15)]
+    assert Validation(plan, apart).together == [Together("e2", 2, 0.0, 0.1), Together("dynamo", 1, 0.0, 0.15)]
+    assert not Validation(plan, apart).is_valid  # close on the whole, but no round is
+    assert Validation(plan, [*apart, one("e2", -0.15, 0.1)]).is_valid
     assert not Validation(plan, [one("e2", 0.2, 0.0), one("e2", 0.11, 0.0), one("dynamo", 0.0, 0.0)]).is_valid
     assert not Validation(plan, [one("e2", 0.0, 0.0), one("dynamo", 0.0, -0.16)]).is_valid
     assert not Validation(plan, [one("e2", 0.0, 0.0)]).is_valid
